@@ -1,0 +1,122 @@
+"""Fixed-shape batches from token lists.
+
+Two layouts give the same numbers. The reference pads on the left; this project pads on the right, so that a
+row's columns are its positions. A real token attends to real tokens of its row at or before it, wherever the
+padding is; rotary attention depends on the distance of two tokens alone, and positions count real tokens only.
+Nothing else in the model knows a column's index, so the layouts differ by rounding at most. (Past a model's
+original length, longrope and dynamic scaling look at the number of tokens, which here never counts padding.)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jax import tree_util
+from jaxtyping import Bool
+
+from clara_jax.data.tokenizer import SpecialTokens
+from clara_jax.errors import fail
+from clara_jax.models.roles import EncoderInputs, GeneratorInputs
+
+Side = Literal["left", "right"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exchange:
+    """A tokenised prompt with its answer: `tokens[prompt_length:]` are the targets."""
+
+    tokens: list[int]
+    prompt_length: int
+
+
+@tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One micro-batch; every leaf leads with the sample axis.
+
+    `documents.tokens` is [batch, candidates, length]; `candidates` marks the documents that exist,
+    `positives` those known to be relevant (retrieval only). `questions` is read by the query reasoner.
+    """
+
+    documents: EncoderInputs
+    candidates: Bool[np.ndarray, "batch candidates"]
+    prompts: GeneratorInputs | None = None
+    questions: EncoderInputs | None = None
+    positives: Bool[np.ndarray, "batch candidates"] | None = None
+
+
+def pad_encoder_inputs(
+    passages: Sequence[list[int]], special: SpecialTokens, length: int, side: Side = "right"
+) -> EncoderInputs:
+    """Rows of passage tokens followed by the memory tokens, padded to `length` columns (memory included)."""
+    tokens = np.full((len(passages), length), special.pad, np.int32)
+    valid = np.zeros((len(passages), length), bool)
+    columns = np.zeros((len(passages), special.num_memory), np.int32)
+    for row, passage in enumerate(passages):
+        ids = passage + special.memory_ids
+        start = length - len(ids) if side == "left" else 0
+        if start < 0 or len(ids) > length:
+            raise ValueError(f"a passage of {len(ids)} tokens does not fit {length} columns")
+        tokens[row, start : start + len(ids)] = ids
+        valid[row, start : start + len(ids)] = True
+        columns[row] = start + len(passage) + np.arange(special.num_memory)
+    return EncoderInputs(tokens, valid, columns)
+
+
+def pad_candidates(
+    documents: Sequence[Sequence[list[int]]], special: SpecialTokens, length: int, side: Side = "right"
+) -> tuple[EncoderInputs, np.ndarray]:
+    """Each sample's documents as [batch, candidates, length], and which of them exist."""
+    most = max(len(row) for row in documents)
+    exists = np.array([[i < len(row) for i in range(most)] for row in documents])
+    filled = [list(row) + [[]] * (most - len(row)) for row in documents]
+    flat = pad_encoder_inputs([passage for row in filled for passage in row], special, length, side)
+    shaped = tree_util.tree_map(lambda x: x.reshape(len(documents), most, -1), flat)
+    return shaped, exists
+
+
+def pad_exchanges(
+    exchanges: Sequence[Exchange],
+    documents: Sequence[int],
+    special: SpecialTokens,
+    length: int,
+    targets: int,
+    side: Side = "right",
+) -> GeneratorInputs:
+    """Rows of prompt and answer, padded to `length` columns and `targets` answer tokens.
+
+    `documents[row]` memories stand in the prompt, one after the other, each followed by `<SEP>`.
+    """
+    batch, most = len(exchanges), max(documents)
+    tokens = np.full((batch, length), special.pad, np.int32)
+    valid = np.zeros((batch, length), bool)
+    slots = np.full((batch, most, special.num_memory), length, np.int32)
+    target_columns = np.zeros((batch, targets), np.int32)
+    target_tokens = np.zeros((batch, targets), np.int32)
+    weights = np.zeros((batch, targets), np.float32)
+    for row, exchange in enumerate(exchanges):
+        size = len(exchange.tokens)
+        start = length - size if side == "left" else 0
+        tokens[row, start : start + size] = exchange.tokens
+        valid[row, start : start + size] = True
+        slots[row, : documents[row]] = start + _memory_slots(exchange.tokens, documents[row], special)
+        answer = np.arange(exchange.prompt_length, size)
+        target_columns[row, : len(answer)] = start + answer - 1
+        target_tokens[row, : len(answer)] = exchange.tokens[exchange.prompt_length :]
+        weights[row, : len(answer)] = 1.0
+    return GeneratorInputs(tokens, valid, slots, target_columns, target_tokens, weights)
+
+
+def _memory_slots(tokens: list[int], documents: int, special: SpecialTokens) -> np.ndarray:
+    """Columns of the memories, [documents, m]: from the first `<MEM0>` on, with a `<SEP>` after each."""
+    if documents == 0:
+        return np.zeros((0, special.num_memory), np.int32)
+    stride = special.num_memory + 1
+    first = tokens.index(special.first_memory) if special.first_memory in tokens else len(tokens)
+    if first + documents * stride > len(tokens):
+        fail(
+            f"a prompt of {len(tokens)} tokens has no room for {documents} memories of {special.num_memory} tokens",
+            "Raise the generator's length limit or take fewer documents",
+        )
+    return first + np.arange(documents)[:, None] * stride + np.arange(special.num_memory)[None, :]

@@ -1,0 +1,27 @@
+"""The one exception for a mistake that the user can mend."""
+
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class UserError(Exception):
+    """A wrong input: its text names the thing, where it stands and what to do.
+
+    Commands print it on one line and exit with status 2 (see `run_command`).
+    """
+
+
+def fail(problem: str, fix: str) -> NoReturn:
+    """Raise `UserError` with `problem` (the thing and where it stands) and `fix` (what to do)."""
+    raise UserError(f"{problem}. {fix}.")
+
+
+def run_command(main: Callable[[], None]) -> NoReturn:
+    """Run a command's `main`; a `UserError` becomes one line on stderr and exit status 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        sys.exit(2)
+    sys.exit(0)

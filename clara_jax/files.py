@@ -1,0 +1,32 @@
+"""Writing folders so that a half-written one is never seen."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from clara_jax.errors import fail
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name `path` only when the block ends without an error.
+
+    Refuses a `path` that exists and is not empty.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        fail(f"{path} exists and is not an empty folder", "Name another output folder, or remove it")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    except OSError as error:
+        fail(f"{partial} cannot be made ({error.strerror})", "Name a folder in a place that you can write to")
+    try:
+        yield partial
+        if path.exists():
+            path.rmdir()
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

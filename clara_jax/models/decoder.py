@@ -1,0 +1,260 @@
+"""The one decoder-only transformer: a functional Flax module for every supported family.
+
+    decoder = Decoder(config)
+    base = decoder.init_base(rng)
+    hidden, _ = decoder.apply({"params": base, "lora": adapter}, embeddings, valid)
+
+`params` is the frozen base, layers stacked on a leading axis. `lora` is one role's adapter
+(`clara_jax.models.lora`), which mirrors it; without that collection the module is the base model.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from clara_jax.models.attention import attend
+from clara_jax.models.config import DecoderConfig
+from clara_jax.models.precision import wide, widen
+from clara_jax.models.rotary import rotary_tables, rotate
+
+# What the backward pass of a layer keeps from the forward pass; the rest is computed again.
+REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
+    "everything": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "nothing": jax.checkpoint_policies.nothing_saveable,
+}
+RematPolicy = Literal["everything", "dots", "nothing"]
+
+
+@struct.dataclass
+class KeyValueCache:
+    """Keys and values of the columns already read, for generation.
+
+    `valid` marks real tokens among the columns; `filled` is the number of columns written.
+    """
+
+    keys: Float[Array, "layers batch columns kv_heads dim"]
+    values: Float[Array, "layers batch columns kv_heads dim"]
+    valid: Bool[Array, "batch columns"]
+    filled: Int[Array, ""]
+
+
+class LayerContext(NamedTuple):
+    """What every layer of one pass shares."""
+
+    cos: Array
+    sin: Array
+    mask: Array  # [batch, 1, queries, keys]: causal and not padding
+    distance: Array  # [queries, keys]: how many columns back a key lies
+    filled: Array | None  # columns already in the cache
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm block: grouped-query attention and SwiGLU, each projection with an optional adapter."""
+
+    config: DecoderConfig
+    lora_alpha: float
+    lora_dropout: float
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
+        attended, cache = self._attention(self._norm("attention_norm", hidden), per_layer, context)
+        hidden = hidden + attended
+        return hidden + self._mlp(self._norm("mlp_norm", hidden)), cache
+
+    def _attention(self, x: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
+        config = self.config
+        batch, length, _ = x.shape
+        query, key, value = self._project(x, "q_proj", "k_proj", "v_proj")
+        query = query.reshape(batch, length, config.num_heads, config.head_dim)
+        key = key.reshape(batch, length, config.num_kv_heads, config.head_dim)
+        value = value.reshape(batch, length, config.num_kv_heads, config.head_dim)
+        if config.qk_norm:
+            query, key = self._norm("q_norm", query), self._norm("k_norm", key)
+        query = rotate(query, context.cos, context.sin)
+        key = rotate(key, context.cos, context.sin)
+        cache = per_layer.get("cache")
+        if cache is not None:
+            start = (0, context.filled, 0, 0)
+            key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
+            value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
+            cache = (key, value)
+        mask = context.mask
+        if "window" in per_layer:
+            window = per_layer["window"]
+            mask = mask & ((context.distance < window) | (window == 0))
+        mixed = attend(query, key, value, mask)
+        return self._project(mixed.reshape(batch, length, -1), "o_proj")[0], cache
+
+    def _mlp(self, x: Array) -> Array:
+        gate, up = self._project(x, "gate_proj", "up_proj")
+        return self._project(jax.nn.silu(gate) * up, "down_proj")[0]
+
+    def _project(self, x: Array, *names: str) -> list[Array]:
+        """`x` through the named frozen projections, each with the low-rank update of its adapter."""
+        outputs = {}
+        for name in names:
+            shape = self.config.projections[name]
+            weights = cast(dict[str, Array], self.param(name, _init_projection, shape, name in self.config.biased))
+            outputs[name] = x @ weights["kernel"].astype(self.dtype)
+            if "bias" in weights:
+                outputs[name] += weights["bias"].astype(self.dtype)
+        for site, targets in self.config.adapter_sites.items():
+            if targets[0] in names and self.has_variable("lora", site):
+                update = self._low_rank(x, site)
+                widths = [outputs[name].shape[-1] for name in targets]
+                for name, part in zip(targets, _split(update, widths), strict=True):
+                    outputs[name] += part
+        return list(outputs.values())
+
+    def _low_rank(self, x: Array, site: str) -> Array:
+        """alpha / rank x dropout(x) A B."""
+        adapter = self.get_variable("lora", site)
+        rank = adapter["a"].shape[-1]
+        if self.lora_dropout > 0 and self.has_rng("dropout"):
+            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
+            x = jnp.where(kept, x / (1 - self.lora_dropout), 0).astype(x.dtype)
+        down = x @ adapter["a"].astype(self.dtype)
+        return (down @ adapter["b"].astype(self.dtype)) * (self.lora_alpha / rank)
+
+    def _norm(self, name: str, x: Array) -> Array:
+        scale = self.param(name, nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x, scale, self.config.rms_norm_eps)
+
+
+class Decoder(nn.Module):
+    """Embeddings in, final-norm hidden states out; `logits` projects those to the vocabulary.
+
+    `dtype` is the compute type; norms, softmax and logits are float32 in any case, and a float32 decoder
+    multiplies at full precision on every platform. `remat` names what the backward pass keeps.
+    """
+
+    config: DecoderConfig
+    dtype: Any = jnp.bfloat16
+    remat: RematPolicy = "everything"
+    lora_alpha: float = 32.0
+    lora_dropout: float = 0.0
+
+    def setup(self) -> None:
+        config = self.config
+        self.embed_table = self.param(
+            "embed", nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size)
+        )
+        layer: Any = DecoderLayer
+        if REMAT_POLICIES[self.remat] is not None:
+            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        self.layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0, nn.broadcast),
+            length=config.num_layers,
+        )(config, self.lora_alpha, self.lora_dropout, self.dtype)
+        self.final_norm = self.param("final_norm", nn.initializers.ones, (config.hidden_size,))
+        if not config.tied_head:
+            self.head = self.param(
+                "head", nn.initializers.normal(0.02), (config.hidden_size, config.vocab_size)
+            )
+
+    def __call__(
+        self,
+        embeddings: Float[Array, "batch seq hidden"],
+        valid: Bool[Array, "batch seq"],
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Float[Array, "batch seq hidden"], KeyValueCache | None]:
+        """Hidden states after the final norm, and the cache with these columns added.
+
+        `valid` marks real tokens. Padding may stand on either side of a row: positions count real
+        tokens, attention never looks at padding, and rotary attention depends on distances alone, so
+        left and right padding give real tokens the same numbers.
+        """
+        length = embeddings.shape[1]
+        columns = jnp.arange(length)
+        if cache is None:
+            seen, filled = valid, None
+        else:
+            filled = cache.filled
+            columns = columns + filled
+            seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, filled))
+        positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
+        if cache is not None:
+            positions = jax.lax.dynamic_slice_in_dim(positions, cache.filled, length, axis=1)
+        cos, sin = rotary_tables(self.config.rope, positions, seen.sum(axis=1))
+        distance = columns[:, None] - jnp.arange(seen.shape[1])[None, :]
+        mask = (distance >= 0)[None, None] & seen[:, None, None, :]
+        context = LayerContext(cos, sin, mask, distance, filled)
+        per_layer: dict[str, Any] = {}
+        if any(self.config.windows):
+            per_layer["window"] = jnp.asarray(self.config.windows, jnp.int32)
+        if cache is not None:
+            per_layer["cache"] = (cache.keys, cache.values)
+        with self._precision():
+            hidden, written = self.layers(embeddings.astype(self.dtype), per_layer, context)
+        if cache is not None:
+            cache = KeyValueCache(*written, valid=seen, filled=cache.filled + length)
+        return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
+
+    def embed(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows hidden"]:
+        """Rows of the frozen embedding table."""
+        return jnp.take(self.embed_table, tokens, axis=0).astype(self.dtype)
+
+    def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
+        """Scores of every vocabulary entry, float32."""
+        head = self.embed_table.T if self.config.tied_head else self.head
+        with self._precision():
+            return jnp.matmul(
+                hidden.astype(self.dtype), head.astype(self.dtype), preferred_element_type=wide(self.dtype)
+            )
+
+    def init_base(self, rng: Array) -> dict[str, Any]:
+        """Random base parameters (for benchmarks and training a base from scratch)."""
+        embeddings = jnp.zeros((1, 1, self.config.hidden_size), self.dtype)
+        return self.init(rng, embeddings, jnp.ones((1, 1), bool))["params"]
+
+    def abstract_base(self) -> dict[str, Any]:
+        """Shapes of the base parameters, nothing allocated."""
+        return jax.eval_shape(self.init_base, jax.random.key(0))
+
+    def empty_cache(self, batch: int, columns: int) -> KeyValueCache:
+        """A cache for `batch` rows of at most `columns` tokens."""
+        config = self.config
+        shape = (config.num_layers, batch, columns, config.num_kv_heads, config.head_dim)
+        return KeyValueCache(
+            keys=jnp.zeros(shape, self.dtype),
+            values=jnp.zeros(shape, self.dtype),
+            valid=jnp.zeros((batch, columns), bool),
+            filled=jnp.zeros((), jnp.int32),
+        )
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype != jnp.bfloat16:
+            return jax.default_matmul_precision("highest")
+        return contextlib.nullcontext()
+
+
+def rms_norm(
+    x: Float[Array, "*rows features"], scale: Float[Array, " features"], eps: float
+) -> Float[Array, "*rows features"]:
+    """x / rms(x) * scale, computed in float32, returned in x's type."""
+    widened = widen(x)
+    normed = widened * jax.lax.rsqrt(jnp.mean(jnp.square(widened), axis=-1, keepdims=True) + eps)
+    return (normed * scale).astype(x.dtype)
+
+
+def _init_projection(rng: Array, shape: tuple[int, int], biased: bool) -> dict[str, Array]:
+    weights = {"kernel": nn.initializers.normal(0.02)(rng, shape)}
+    if biased:
+        weights["bias"] = jnp.zeros(shape[1])
+    return weights
+
+
+def _split(x: Array, widths: list[int]) -> list[Array]:
+    ends = [sum(widths[: i + 1]) for i in range(len(widths) - 1)]
+    return jnp.split(x, ends, axis=-1)

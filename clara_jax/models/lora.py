@@ -1,0 +1,67 @@
+"""Low-rank adapters as parameter pytrees: y = x W + alpha / rank x dropout(x) A B (LoRA).
+
+An adapter mirrors the base tree: `{"layers": {site: {"a": [layer, in, rank], "b": [layer, rank, out]}}}`,
+float32. A site is a linear layer, or one fused group of them where the family keeps them in one matrix
+(`DecoderConfig.adapter_sites`).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from clara_jax.errors import fail
+from clara_jax.models.config import DecoderConfig
+
+Adapter = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adaptation of every linear layer (paper, Table 10).
+
+    Args:
+        rank: Width of the low-rank update.
+        alpha: The update is scaled by alpha / rank.
+        dropout: Share of the update's inputs dropped in training.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            fail(f"lora.rank is {self.rank}", "Give a rank of at least 1")
+        if not 0 <= self.dropout < 1:
+            fail(f"lora.dropout is {self.dropout}", "Give a share in [0, 1)")
+
+
+def adapter_shapes(config: DecoderConfig, rank: int) -> Adapter:
+    """Shape and dtype of every leaf of an adapter (`jax.ShapeDtypeStruct`)."""
+    layers = {}
+    for site, targets in config.adapter_sites.items():
+        size_in = config.projections[targets[0]][0]
+        size_out = sum(config.projections[name][1] for name in targets)
+        layers[site] = {
+            "a": jax.ShapeDtypeStruct((config.num_layers, size_in, rank), jnp.float32),
+            "b": jax.ShapeDtypeStruct((config.num_layers, rank, size_out), jnp.float32),
+        }
+    return {"layers": layers}
+
+
+def init_adapter(rng: Array, config: DecoderConfig, rank: int) -> Adapter:
+    """A fresh adapter: A uniform in +-1/sqrt(in) (PEFT's initialisation), B zero, so it changes nothing."""
+
+    def init_leaf(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> Array:
+        if path[-1].key == "b":
+            return jnp.zeros(leaf.shape, leaf.dtype)
+        bound = 1 / math.sqrt(leaf.shape[1])
+        key = jax.random.fold_in(rng, sites.index(path[-2].key))
+        return jax.random.uniform(key, leaf.shape, leaf.dtype, -bound, bound)
+
+    sites = list(config.adapter_sites)
+    return jax.tree_util.tree_map_with_path(init_leaf, adapter_shapes(config, rank))

@@ -1,0 +1,181 @@
+"""The three roles of the one decoder: compressor, query reasoner, generator.
+
+A role is a choice of adapter. The parameters of a model are one flat dict:
+
+    {"base": ..., "compressor": adapter, "query_reasoner": adapter, "generator": adapter,
+     "memory_tokens": [m, h]}
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax import tree_util
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from clara_jax.models.decoder import Decoder, KeyValueCache
+from clara_jax.models.precision import widen
+
+Role = Literal["compressor", "query_reasoner", "generator"]
+ROLES: tuple[Role, ...] = ("compressor", "query_reasoner", "generator")
+Params = dict[str, Any]
+
+
+@tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderInputs:
+    """Documents or questions to be read by the compressor or the query reasoner; one text per row.
+
+    `memory_columns[row, i]` is the column of that row's i-th memory token. Padding may be on either side.
+    """
+
+    tokens: Int[Array, "*rows length"]
+    valid: Bool[Array, "*rows length"]
+    memory_columns: Int[Array, "*rows memory"]
+
+
+@tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GeneratorInputs:
+    """Prompts (with answers, in training) to be read by the generator; one sample per row.
+
+    `slots[row, j, i]` is the column of the i-th memory token of the row's j-th document; a column equal to
+    the length means that there is no such document. `target_columns` are the columns whose next token is
+    an answer token, `target_tokens` those tokens, `target_weights` 1 for each and 0 for padding.
+    """
+
+    tokens: Int[Array, "batch length"]
+    valid: Bool[Array, "batch length"]
+    slots: Int[Array, "batch documents memory"]
+    target_columns: Int[Array, "batch targets"]
+    target_tokens: Int[Array, "batch targets"]
+    target_weights: Float[Array, "batch targets"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoleModel:
+    """The decoder together with what the roles need to know of the vocabulary.
+
+    `first_memory_id` is the id of `<MEM0>`; the m memory tokens have consecutive ids.
+    """
+
+    decoder: Decoder
+    first_memory_id: int
+
+    def encode(
+        self, params: Params, role: Role, inputs: EncoderInputs, rng: PRNGKeyArray | None = None
+    ) -> tuple[Float[Array, "*rows memory hidden"], Float[Array, "*rows"]]:
+        """Memory of every row and its alignment loss, by one pass of `role`'s adapter.
+
+        A memory is the final-norm hidden state at the row's memory tokens (paper, Sec. 3.1). The alignment
+        loss is the mean over the hidden size of (mean memory state - mean document state)^2, float32
+        (paper, Eq. for L_MSE); the document's mean is over all real tokens that are not memory tokens.
+        `rng` switches adapter dropout on.
+        """
+        lead = inputs.tokens.shape[:-1]
+        tokens, valid, columns = (
+            x.reshape(-1, x.shape[-1]) for x in (inputs.tokens, inputs.valid, inputs.memory_columns)
+        )
+        hidden, _ = self._read(params, role, self._embed(params, tokens), valid, rng)
+        memories = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
+        of_document = valid & ~self._is_memory(params, tokens)
+        total = jnp.sum(jnp.where(of_document[:, :, None], widen(hidden), 0.0), axis=1)
+        document_mean = total / jnp.maximum(of_document.sum(axis=1, keepdims=True), 1)
+        alignment = jnp.mean(
+            jnp.square(document_mean - widen(memories).mean(axis=1)), axis=-1
+        )
+        return memories.reshape(*lead, *memories.shape[1:]), alignment.reshape(lead)
+
+    def target_logits(
+        self,
+        params: Params,
+        inputs: GeneratorInputs,
+        memories: Float[Array, "batch documents memory hidden"],
+        rng: PRNGKeyArray | None = None,
+    ) -> Float[Array, "batch targets vocab"]:
+        """Generator logits at the target columns alone, float32."""
+        embeddings = self.prompt_embeddings(params, inputs, memories)
+        hidden, _ = self._read(params, "generator", embeddings, inputs.valid, rng)
+        at_targets = jnp.take_along_axis(hidden, inputs.target_columns[:, :, None], axis=1)
+        return self.logits(params, at_targets)
+
+    def prompt_embeddings(
+        self,
+        params: Params,
+        inputs: GeneratorInputs,
+        memories: Float[Array, "batch documents memory hidden"],
+    ) -> Float[Array, "batch length hidden"]:
+        """Token embeddings with each document's memory in its slots."""
+        embeddings = self._embed(params, inputs.tokens)
+        batch, _, hidden = embeddings.shape
+        rows = jnp.arange(batch)[:, None]
+        columns = inputs.slots.reshape(batch, -1)
+        values = memories.reshape(batch, -1, hidden).astype(embeddings.dtype)
+        return embeddings.at[rows, columns].set(values, mode="drop")
+
+    def continue_prompt(
+        self,
+        params: Params,
+        embeddings: Float[Array, "batch length hidden"],
+        valid: Bool[Array, "batch length"],
+        cache: KeyValueCache,
+    ) -> tuple[Float[Array, "batch vocab"], KeyValueCache]:
+        """Logits after the last column, which must be a real token of every row, and the longer cache."""
+        hidden, grown = self._read(params, "generator", embeddings, valid, None, cache)
+        assert grown is not None
+        return self.logits(params, hidden[:, -1]), grown
+
+    def token_embeddings(self, params: Params, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows hidden"]:
+        """Embeddings of tokens, memory tokens included."""
+        return self._embed(params, tokens)
+
+    def logits(self, params: Params, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
+        """Vocabulary logits, float32; with a tied head the memory tokens' rows are the trained ones."""
+        logits = self.decoder.apply({"params": params["base"]}, hidden, method="logits")
+        if not self.decoder.config.tied_head:
+            return logits
+        memory_tokens = params["memory_tokens"].astype(self.decoder.dtype)
+        of_memory = jnp.matmul(
+            hidden.astype(self.decoder.dtype), memory_tokens.T, preferred_element_type=logits.dtype
+        )
+        first = self.first_memory_id
+        return logits.at[..., first : first + memory_tokens.shape[0]].set(of_memory)
+
+    def _read(
+        self,
+        params: Params,
+        role: Role,
+        embeddings: Array,
+        valid: Array,
+        rng: PRNGKeyArray | None,
+        cache: KeyValueCache | None = None,
+    ) -> tuple[Array, KeyValueCache | None]:
+        variables = {"params": params["base"]}
+        if role in params:
+            variables["lora"] = params[role]
+        rngs = {} if rng is None else {"dropout": rng}
+        return self.decoder.apply(variables, embeddings, valid, cache, rngs=rngs)
+
+    def _embed(self, params: Params, tokens: Array) -> Array:
+        table = self.decoder.apply({"params": params["base"]}, tokens, method="embed")
+        memory_tokens = params["memory_tokens"]
+        index = jnp.clip(tokens - self.first_memory_id, 0, memory_tokens.shape[0] - 1)
+        trained = jnp.take(memory_tokens, index, axis=0).astype(table.dtype)
+        return jnp.where(self._is_memory(params, tokens)[..., None], trained, table)
+
+    def _is_memory(self, params: Params, tokens: Array) -> Array:
+        past = self.first_memory_id + params["memory_tokens"].shape[0]
+        return (tokens >= self.first_memory_id) & (tokens < past)
+
+
+def cosine_scores(
+    queries: Float[Array, "batch memory hidden"],
+    memories: Float[Array, "batch candidates memory hidden"],
+) -> Float[Array, "batch candidates"]:
+    """Cosine similarity of each row's flattened query with its candidates' flattened memories, float32."""
+    queries, memories = widen(queries), widen(memories)
+    products = jnp.einsum("bmh,bnmh->bn", queries, memories, precision=jax.lax.Precision.HIGHEST)
+    lengths = jnp.sqrt(jnp.sum(jnp.square(queries), axis=(-2, -1)))[:, None]
+    lengths = lengths * jnp.sqrt(jnp.sum(jnp.square(memories), axis=(-2, -1)))
+    return products / jnp.maximum(lengths, 1e-12)

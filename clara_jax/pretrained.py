@@ -1,0 +1,169 @@
+"""A whole model from a folder: base weights, tokenizer, adapters and memory tokens."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.errors import fail
+from clara_jax.interop import clara_checkpoint
+from clara_jax.interop.base import Progress, load_base
+from clara_jax.interop.clara_checkpoint import CheckpointConfig
+from clara_jax.models.config import DecoderConfig, read_decoder_config
+from clara_jax.models.decoder import Decoder, RematPolicy
+from clara_jax.models.lora import LoraConfig, init_adapter
+from clara_jax.models.roles import ROLES, Params, RoleModel
+
+# transformers draws new vocabulary entries around the mean entry with this share of the old ones' spread.
+_NEW_ENTRY_SPREAD = 1e-9**0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model ready to train or to answer: the functional model, its parameters, its tokenizer.
+
+    `stop_ids` end a generated text. `base_folder` holds the base model's files.
+    """
+
+    model: RoleModel
+    params: Params
+    tokenizer: ClaraTokenizer
+    checkpoint: CheckpointConfig
+    base_folder: Path
+    stop_ids: tuple[int, ...]
+
+
+def default_dtype() -> str:
+    """The compute type where none is named: float32 on the CPU, bfloat16 on an accelerator."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def load_checkpoint(
+    folder: Path,
+    base: str | None = None,
+    dtype: str | None = None,
+    remat: RematPolicy = "everything",
+    lora_dropout: float = 0.0,
+    progress: Progress | None = None,
+) -> Pretrained:
+    """Load a CLaRa checkpoint in the reference's format. A query reasoner it lacks is the compressor's copy.
+
+    `base` overrides the base model that the checkpoint names.
+    """
+    checkpoint = clara_checkpoint.read_config(folder)
+    lora = LoraConfig(checkpoint.lora_rank, 2.0 * checkpoint.lora_rank, lora_dropout)
+    found = resolve_base(base or checkpoint.base_model, beside=folder)
+    tokenizer = ClaraTokenizer(found, checkpoint.num_memory)
+    decoder_config = read_decoder_config(found)
+    size = len(tokenizer)
+    embed, head = clara_checkpoint.read_tables(folder, decoder_config, size)
+    adapters = clara_checkpoint.read_adapters(folder, decoder_config, checkpoint.lora_rank)
+    adapters.setdefault("query_reasoner", adapters["compressor"])
+    params = _base_params(found, decoder_config, dtype or default_dtype(), size, progress)
+    kept = params["base"]["embed"].dtype
+    params["base"]["embed"] = jnp.asarray(embed, kept)
+    if head is not None:
+        params["base"]["head"] = jnp.asarray(head.T, kept)
+    ids = tokenizer.special.memory_ids
+    params["memory_tokens"] = jnp.asarray(embed[ids], jnp.float32)
+    params.update(jax.tree.map(jnp.asarray, dict(adapters)))
+    model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), remat)
+    return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))
+
+
+def new_model(
+    base: str,
+    doc_max_length: int,
+    compression_rate: int,
+    lora: LoraConfig,
+    seed: int,
+    dtype: str | None = None,
+    remat: RematPolicy = "everything",
+    top_k: int = 1,
+    progress: Progress | None = None,
+) -> Pretrained:
+    """A fresh model on a base: new adapters for all three roles, new memory tokens, all drawn from `seed`.
+
+    The query reasoner starts as the compressor's copy (paper, Sec. 3.3).
+    """
+    found = resolve_base(base)
+    tokenizer = ClaraTokenizer(found, doc_max_length // compression_rate)
+    decoder_config = read_decoder_config(found)
+    params = _base_params(found, decoder_config, dtype or default_dtype(), len(tokenizer), progress)
+    compressor_rng, generator_rng, memory_rng = jax.random.split(jax.random.key(seed), 3)
+    params["compressor"] = init_adapter(compressor_rng, decoder_config, lora.rank)
+    params["query_reasoner"] = params["compressor"]
+    params["generator"] = init_adapter(generator_rng, decoder_config, lora.rank)
+    old = params["base"]["embed"][: min(decoder_config.vocab_size, tokenizer.special.first_memory)]
+    old = old.astype(jnp.float32)
+    noise = jax.random.normal(memory_rng, (tokenizer.special.num_memory, decoder_config.hidden_size))
+    params["memory_tokens"] = old.mean(axis=0) + _NEW_ENTRY_SPREAD * old.std(axis=0) * noise
+    model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), remat)
+    checkpoint = CheckpointConfig(base, doc_max_length, compression_rate, lora.rank, top_k)
+    return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))
+
+
+def save_checkpoint(folder: Path, pretrained: Pretrained) -> None:
+    """Write the reference's checkpoint format: adapters, and the tables with the trained memory tokens."""
+    params, special = pretrained.params, pretrained.tokenizer.special
+    embed = np.array(params["base"]["embed"])
+    embed[special.memory_ids] = np.asarray(params["memory_tokens"]).astype(embed.dtype)
+    head = None if "head" not in params["base"] else np.asarray(params["base"]["head"]).T
+    config = pretrained.model.decoder.config
+    adapters = {role: params[role] for role in ROLES if role in params}
+    clara_checkpoint.write_checkpoint(folder, pretrained.checkpoint, config, adapters, embed, head)
+
+
+def resolve_base(name: str, beside: Path | None = None) -> Path:
+    """The local folder of a base model: a path, a path relative to a checkpoint's parents, or a hub id."""
+    candidates = [Path(name).expanduser()]
+    if beside is not None:
+        candidates += [parent / name for parent in beside.absolute().parents[:2]]
+    for folder in candidates:
+        if (folder / "config.json").exists():
+            return folder
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        tried = ", ".join(str(folder) for folder in candidates)
+        fail(f"base model '{name}' is not a model folder (tried {tried})", "Give the folder, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # hub and network errors have no common class
+        fail(
+            f"base model '{name}' is neither a folder nor to be had from the hub ({type(error).__name__})",
+            "Check the name, the network and your access token, or give a local folder",
+        )
+
+
+def _base_params(
+    folder: Path, config: DecoderConfig, dtype: str, size: int, progress: Progress | None
+) -> Params:
+    return {"base": load_base(folder, config, jnp.dtype(dtype), size, progress)}
+
+
+def _role_model(
+    config: DecoderConfig, tokenizer: ClaraTokenizer, lora: LoraConfig, dtype: Any, remat: RematPolicy
+) -> RoleModel:
+    resized = dataclasses.replace(config, vocab_size=len(tokenizer))
+    decoder = Decoder(
+        resized, dtype=jnp.dtype(dtype), remat=remat, lora_alpha=lora.alpha, lora_dropout=lora.dropout
+    )
+    return RoleModel(decoder, tokenizer.special.first_memory)
+
+
+def _stop_ids(folder: Path, tokenizer: ClaraTokenizer) -> tuple[int, ...]:
+    """End-of-text ids as Hugging Face's generate takes them: generation config, then model config."""
+    for name in ("generation_config.json", "config.json"):
+        path = folder / name
+        fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        ids = fields.get("eos_token_id")
+        if ids is not None:
+            return tuple(ids) if isinstance(ids, list) else (ids,)
+    return (tokenizer.special.eos,)

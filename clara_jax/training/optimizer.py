@@ -1,0 +1,69 @@
+"""AdamW with gradient clipping and the reference's learning-rate schedules (paper, Table 10)."""
+
+import dataclasses
+import math
+from typing import Literal
+
+import optax
+
+from clara_jax.errors import fail
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """How parameters are updated.
+
+    Args:
+        learning_rate: Peak learning rate.
+        schedule: `cosine` falls to a tenth of the peak after a linear warm-up; `constant` does neither.
+        warmup_ratio: Share of all steps spent warming up (cosine).
+        final_ratio: The cosine's last learning rate, as a share of the peak.
+        beta1: Decay of the gradient's running mean.
+        beta2: Decay of the squared gradient's running mean.
+        eps: Added to the root of the squared gradient's mean.
+        weight_decay: Decoupled weight decay.
+        clip_norm: Gradients are scaled down to this global norm.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_ratio: float = 0.03
+    final_ratio: float = 0.1
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.learning_rate <= 0:
+            fail(f"optimizer.learning_rate is {self.learning_rate}", "Give a positive one")
+        if not 0 <= self.warmup_ratio < 1:
+            fail(f"optimizer.warmup_ratio is {self.warmup_ratio}", "Give a share in [0, 1)")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate of each of `steps` optimizer steps; the warm-up lasts ceil(warmup_ratio x steps)."""
+    if config.schedule == "constant":
+        return optax.constant_schedule(config.learning_rate)
+    return optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=config.learning_rate,
+        warmup_steps=math.ceil(config.warmup_ratio * steps),
+        decay_steps=steps,
+        end_value=config.learning_rate * config.final_ratio,
+    )
+
+
+def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
+    """Clip to the global norm, then AdamW."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            make_schedule(config, steps),
+            b1=config.beta1,
+            b2=config.beta2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        ),
+    )

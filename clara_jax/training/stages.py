@@ -1,0 +1,50 @@
+"""The four stages of the paper: what each trains, on what, and by which loss (paper, Table 10)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal
+
+from clara_jax.errors import fail
+from clara_jax.models.roles import ROLES, Params, RoleModel
+from clara_jax.training.objectives import (
+    Objective,
+    ObjectiveConfig,
+    compression_objective,
+    end_to_end_objective,
+    retrieval_objective,
+)
+
+StageName = Literal["compression_pretraining", "instruction_tuning", "end_to_end", "retrieval_pretraining"]
+SampleKind = Literal["compression", "instruction", "retrieval"]
+TRAINABLE = (*ROLES, "memory_tokens")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage: the subtrees it trains by default, its loss, and how a record becomes a sample."""
+
+    trains: tuple[str, ...]
+    objective: Callable[[RoleModel, ObjectiveConfig], Objective]
+    samples: SampleKind
+
+
+STAGES: dict[StageName, Stage] = {
+    "compression_pretraining": Stage(
+        ("compressor", "generator", "memory_tokens"), compression_objective, "compression"
+    ),
+    "instruction_tuning": Stage(
+        ("compressor", "generator", "memory_tokens"), compression_objective, "instruction"
+    ),
+    "end_to_end": Stage(("query_reasoner", "generator"), end_to_end_objective, "retrieval"),
+    "retrieval_pretraining": Stage(("query_reasoner",), retrieval_objective, "retrieval"),
+}
+
+
+def split_trainable(params: Params, names: tuple[str, ...]) -> tuple[Params, Params]:
+    """(trainable, frozen): `params` split by subtree name. Raises `UserError` for an unknown name."""
+    unknown = [name for name in names if name not in TRAINABLE]
+    if unknown or not names:
+        what = f"'{unknown[0]}' cannot be trained" if unknown else "nothing is to be trained"
+        fail(f"trainable: {what}", f"Choose from {', '.join(TRAINABLE)}")
+    trainable = {name: params[name] for name in names}
+    return trainable, {name: tree for name, tree in params.items() if name not in names}

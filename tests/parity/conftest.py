@@ -1,0 +1,44 @@
+"""Finds the recorded cases and hands one to each test."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import DEFAULT_PARITY, parity_folders
+from tests.parity.case import STAGE_FILES, StageCase
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    folders = parity_folders(metafunc.config)
+    cases = [case for folder in folders for case in sorted(folder.iterdir()) if (case / "tokens.json").exists()]
+    if "stage_case" in metafunc.fixturenames:
+        stages = [StageCase(c, s) for c in cases for s in STAGE_FILES if (c / f"{s}.npz").exists()]
+        names = [f"{stage.folder.name}-{stage.stage}" for stage in stages]
+        _parametrize(metafunc, "stage_case", stages, names)
+    if "case_folder" in metafunc.fixturenames:
+        _parametrize(metafunc, "case_folder", cases, [case.name for case in cases])
+    if "parity_dir" in metafunc.fixturenames:
+        _parametrize(metafunc, "parity_dir", folders, [f.name for f in folders])
+
+
+def _parametrize(metafunc: pytest.Metafunc, name: str, values: list, ids: list[str]) -> None:
+    if not values:
+        reason = f"no recorded cases: neither tests/fixtures nor {DEFAULT_PARITY} holds any"
+        metafunc.parametrize(name, [pytest.param(None, marks=pytest.mark.skip(reason=reason))])
+    else:
+        # One worker runs all tests of a value, so that what they compile is compiled once.
+        marked = [pytest.param(v, id=i, marks=pytest.mark.xdist_group(i)) for v, i in zip(values, ids, strict=True)]
+        metafunc.parametrize(name, marked)
+
+
+@pytest.fixture
+def recorded(parity_dir: Path):
+    """A file of the parity folder, or a skip where this folder has none."""
+
+    def find(name: str) -> Path:
+        path = parity_dir / name
+        if not path.exists():
+            pytest.skip(f"{parity_dir.name} holds no {name}")
+        return path
+
+    return find
