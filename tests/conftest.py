@@ -1,11 +1,16 @@
 """Options and run-time shape checks shared by all tests."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+# Eight devices for the multi-device tests; one compiler thread per worker, since the workers fill the cores.
+os.environ.setdefault(
+    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"
@@ -19,6 +24,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="folder of recorded cases to check (default: tests/fixtures and ../shared/parity)",
     )
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> LoadScopeScheduling:
+    """One worker runs all tests of a recorded case, so that what they compile is compiled once."""
+
+    class ByCase(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            case = re.search(r"/parity/.*\[(\w+)", nodeid)
+            return case[1] if case else nodeid
+
+    return ByCase(config, log)
 
 
 def parity_folders(config: pytest.Config) -> list[Path]:

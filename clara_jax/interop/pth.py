@@ -51,12 +51,18 @@ def read_pth(path: Path) -> dict[str, Any]:
             f"{path} is not a PyTorch zip file (truncated, or written before PyTorch 1.6)",
             "Copy the file again, or save it with a recent torch.save",
         )
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None if str(path) not in str(error) else error
+    except _NotATensorError as error:
+        fail(f"{path} holds a '{error}', not only tensors", "Save a dict of tensors (a state_dict), nothing else")
+    except UserError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         fail(f"{path} cannot be read ({type(error).__name__}: {error})", "Copy the file again")
     _require_tensors(path, content, "")
     return content
+
+
+class _NotATensorError(Exception):
+    """The pickle asks for something that is not on the list of names; the text is its name."""
 
 
 class _TensorUnpickler(pickle.Unpickler):
@@ -67,16 +73,13 @@ class _TensorUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return _rebuild_tensor
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, requires_grad, hooks: data
+        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+            return lambda data, *_: data
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
         if module == "torch" and name in _STORAGES:
             return name
-        fail(
-            f"the file holds a '{module}.{name}', not only tensors",
-            "Save a dict of tensors (a state_dict), nothing else",
-        )
+        raise _NotATensorError(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
         _, storage, key, _, _ = pid

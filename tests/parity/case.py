@@ -13,6 +13,7 @@ import numpy as np
 from clara_jax.clara import Clara
 from clara_jax.data.collate import (
     Batch,
+    Exchange,
     Side,
     pad_candidates,
     pad_encoder_inputs,
@@ -23,15 +24,8 @@ from clara_jax.data.samples import Limits, Sample, compression_sample, instructi
 from clara_jax.interop.adapters import adapter_to_tensors
 from clara_jax.interop.clara_checkpoint import REFERENCE_NAMES
 
-STAGE_FILES = (
-    "stage1_qa",
-    "stage1_paraphrase",
-    "stage1_mixed",
-    "stage1_qa_truncated",
-    "stage1_2",
-    "stage2",
-    "stage2_pretrain_retrieval",
-)
+STAGE_1 = ("stage1_qa", "stage1_paraphrase", "stage1_mixed", "stage1_qa_truncated")
+STAGE_FILES = (*STAGE_1, "stage1_2", "stage2", "stage2_pretrain_retrieval")
 
 
 @functools.cache
@@ -67,14 +61,13 @@ class StageCase:
     @functools.cached_property
     def records(self) -> list[Record]:
         records = []
-        for item in self.texts["items"]:
+        known = self.texts.get("pos_index") or [item.get("pos_index") for item in self.texts["items"]]
+        for item, positives in zip(self.texts["items"], known, strict=True):
             listed = isinstance(item["question"], list) and item["data_type"] == "qa"
             questions = item["question"] if isinstance(item["question"], list) else [item["question"]]
             answers = item["answer"] if isinstance(item["answer"], list) else [item["answer"]]
-            positives = tuple(item.get("pos_index") or ())
-            records.append(
-                Record(tuple(item["docs"]), tuple(questions), tuple(answers), item["data_type"], listed, positives)
-            )
+            texts = tuple(item["docs"]), tuple(questions), tuple(answers)
+            records.append(Record(*texts, item["data_type"], listed, tuple(positives or ())))
         return records
 
     @functools.cached_property
@@ -90,20 +83,32 @@ class StageCase:
         return [compression_sample(r, tokenizer, limits, rng) for r in self.records]
 
     def batch(self, side: Side) -> Batch:
-        """The samples in the reference's shapes, padded as the reference does (left) or as this project does."""
-        special = self.clara.tokenizer.special
-        document_length = self.clara.doc_max_length + 3 + special.num_memory
-        documents, exists = pad_candidates([s.documents for s in self.samples], special, document_length, side)
+        """The samples padded as the reference does (left) or as this project does (right).
+
+        The files of stage 1 share their shapes, so that they compile once: three rows, of which the last may
+        be empty, and the length limit.
+        """
+        limit = self.texts["dec_max_len"]
+        if self.stage in STAGE_1:
+            return self._padded(side, rows=3, length=max(limit, 384), targets=320)
         longest = max(len(s.exchange.tokens) for s in self.samples)
-        targets = max(len(s.exchange.tokens) - s.exchange.prompt_length for s in self.samples)
-        prompts = pad_exchanges(
-            [s.exchange for s in self.samples],
-            [s.slots for s in self.samples],
-            special,
-            longest,
-            targets,
-            side,
+        return self._padded(side, len(self.samples), longest, longest)
+
+    def reference_batch(self) -> Batch:
+        """The samples in the reference's own layout and shapes."""
+        longest = max(len(s.exchange.tokens) for s in self.samples)
+        return self._padded("left", len(self.samples), longest, longest)
+
+    def _padded(self, side: Side, rows: int, length: int, targets: int) -> Batch:
+        special = self.clara.tokenizer.special
+        missing = rows - len(self.samples)
+        document_length = self.clara.doc_max_length + 3 + special.num_memory
+        documents, exists = pad_candidates(
+            [s.documents for s in self.samples] + [[]] * missing, special, document_length, side
         )
+        exchanges = [s.exchange for s in self.samples] + [Exchange([special.pad], 1)] * missing
+        slots = [s.slots for s in self.samples] + [0] * missing
+        prompts = pad_exchanges(exchanges, slots, special, length, targets, side)
         questions = positives = None
         if self.samples[0].question is not None:
             rows = [s.question or [] for s in self.samples]

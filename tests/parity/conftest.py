@@ -26,9 +26,7 @@ def _parametrize(metafunc: pytest.Metafunc, name: str, values: list, ids: list[s
         reason = f"no recorded cases: neither tests/fixtures nor {DEFAULT_PARITY} holds any"
         metafunc.parametrize(name, [pytest.param(None, marks=pytest.mark.skip(reason=reason))])
     else:
-        # One worker runs all tests of a value, so that what they compile is compiled once.
-        marked = [pytest.param(v, id=i, marks=pytest.mark.xdist_group(i)) for v, i in zip(values, ids, strict=True)]
-        metafunc.parametrize(name, marked)
+        metafunc.parametrize(name, values, ids=ids)
 
 
 @pytest.fixture
