@@ -1,8 +1,8 @@
 """The Python API: load a model, compress documents, encode questions, generate answers.
 
-    clara = Clara.from_pretrained("checkpoint")
-    memories = clara.compress(["A document.", "Another one."])
-    answer = clara.generate(["A question?"], memories[None]).texts[0]
+clara = Clara.from_pretrained("checkpoint")
+memories = clara.compress(["A document.", "Another one."])
+answer = clara.generate(["A question?"], memories[None]).texts[0]
 """
 
 import dataclasses
@@ -21,8 +21,10 @@ from clara_jax.data.buckets import round_up
 from clara_jax.data.collate import Exchange, pad_encoder_inputs, pad_exchanges
 from clara_jax.data.prompts import Prompt, answer_prompt, paraphrase_prompt
 from clara_jax.errors import fail
+from clara_jax.files import new_folder
 from clara_jax.models.roles import EncoderInputs, Params, Role, RoleModel, cosine_scores
 from clara_jax.pretrained import Pretrained
+from clara_jax.training.runs import load_model
 
 # The reference cuts prompts to this many tokens in generation.
 PROMPT_LIMIT = 1024
@@ -56,15 +58,13 @@ class Clara:
         self.top_k = loaded.checkpoint.top_k
 
     @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, *, base: str | None = None, dtype: str | None = None
-    ) -> "Clara":
-        """Load a CLaRa checkpoint folder (the reference's format).
+    def from_pretrained(cls, folder: str | Path, *, base: str | None = None, dtype: str | None = None) -> "Clara":
+        """Load a run directory, or a CLaRa checkpoint in the reference's format.
 
         `base` overrides the base model that the checkpoint names (folder or hub id). `dtype` is the
         compute type; by default float32 on the CPU and bfloat16 on an accelerator.
         """
-        return cls(pretrained.load_checkpoint(Path(folder), base, dtype))
+        return cls(load_model(Path(folder), base, dtype))
 
     def compress(self, documents: Sequence[str]) -> Float[Array, "documents memory hidden"]:
         """One memory per document. Documents longer than the model's limit are cut on the right."""
@@ -126,7 +126,8 @@ class Clara:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the reference's checkpoint format. Needs the extra `convert` (PyTorch)."""
-        pretrained.save_checkpoint(Path(folder), self.loaded)
+        with new_folder(Path(folder)) as partial:
+            pretrained.save_checkpoint(partial, self.loaded)
 
     def _compress_rows(self, documents: Sequence[Sequence[str]]) -> Float[Array, "rows n memory hidden"]:
         sizes = {len(row) for row in documents}
@@ -148,7 +149,8 @@ class Clara:
         for start in range(0, len(passages), _ROWS):
             rows = passages[start : start + _ROWS]
             length = round_up(max(map(len, rows)) + memory, limit + 3 + memory)
-            parts.append(_encode(self.model, self.params, role, pad_encoder_inputs(rows, self.tokenizer.special, length)))
+            inputs = pad_encoder_inputs(rows, self.tokenizer.special, length)
+            parts.append(_encode(self.model, self.params, role, inputs))
         return jnp.concatenate(parts)
 
     def _generate(self, prompts: list[Prompt], memories: Array, max_new_tokens: int) -> Generation:

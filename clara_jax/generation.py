@@ -41,7 +41,7 @@ def generate(
         token = jnp.where(done, pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
         written = written.at[:, step].set(token)
         done = done | jnp.isin(token, stops)
-        embeddings = model.token_embeddings(params, token[:, None])
+        embeddings = model.embed(params, token[:, None])
         logits, cache = model.continue_prompt(params, embeddings, jnp.ones((batch, 1), bool), cache)
         return step + 1, written, logits, done, cache
 

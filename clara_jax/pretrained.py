@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.data.tokenizer import ClaraTokenizer, SpecialTokens
 from clara_jax.errors import fail
 from clara_jax.interop import clara_checkpoint
 from clara_jax.interop.base import Progress, load_base
@@ -108,6 +108,21 @@ def new_model(
     return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))
 
 
+def special_rows(params: Params, special: SpecialTokens) -> dict[str, jax.Array]:
+    """The rows of CLaRa's tokens in the frozen tables, which no base model file holds."""
+    ids = slice(special.first_memory, special.sep + 1)
+    rows = {"embed": params["base"]["embed"][ids]}
+    return rows | ({"head": params["base"]["head"][:, ids]} if "head" in params["base"] else {})
+
+
+def set_special_rows(params: Params, rows: dict[str, jax.Array], special: SpecialTokens) -> None:
+    """Put `special_rows` back into the frozen tables."""
+    base, ids = params["base"], slice(special.first_memory, special.sep + 1)
+    base["embed"] = base["embed"].at[ids].set(rows["embed"])
+    if "head" in rows:
+        base["head"] = base["head"].at[:, ids].set(rows["head"])
+
+
 def save_checkpoint(folder: Path, pretrained: Pretrained) -> None:
     """Write the reference's checkpoint format: adapters, and the tables with the trained memory tokens."""
     params, special = pretrained.params, pretrained.tokenizer.special
@@ -142,9 +157,7 @@ def resolve_base(name: str, beside: Path | None = None) -> Path:
         )
 
 
-def _base_params(
-    folder: Path, config: DecoderConfig, dtype: str, size: int, progress: Progress | None
-) -> Params:
+def _base_params(folder: Path, config: DecoderConfig, dtype: str, size: int, progress: Progress | None) -> Params:
     return {"base": load_base(folder, config, jnp.dtype(dtype), size, progress)}
 
 
@@ -152,9 +165,7 @@ def _role_model(
     config: DecoderConfig, tokenizer: ClaraTokenizer, lora: LoraConfig, dtype: Any, remat: RematPolicy
 ) -> RoleModel:
     resized = dataclasses.replace(config, vocab_size=len(tokenizer))
-    decoder = Decoder(
-        resized, dtype=jnp.dtype(dtype), remat=remat, lora_alpha=lora.alpha, lora_dropout=lora.dropout
-    )
+    decoder = Decoder(resized, dtype=jnp.dtype(dtype), remat=remat, lora_alpha=lora.alpha, lora_dropout=lora.dropout)
     return RoleModel(decoder, tokenizer.special.first_memory)
 
 

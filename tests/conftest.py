@@ -8,9 +8,7 @@ import pytest
 from xdist.scheduler import LoadScopeScheduling
 
 # Eight devices for the multi-device tests; one compiler thread per worker, since the workers fill the cores.
-os.environ.setdefault(
-    "XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1"
-)
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1")
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

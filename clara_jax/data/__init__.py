@@ -1,0 +1,1 @@
+"""Records, prompts, tokenizer and fixed-shape batches."""

@@ -17,7 +17,7 @@ from jaxtyping import Bool
 
 from clara_jax.data.tokenizer import SpecialTokens
 from clara_jax.errors import fail
-from clara_jax.models.roles import EncoderInputs, GeneratorInputs
+from clara_jax.models.roles import AnyArray, EncoderInputs, GeneratorInputs
 
 Side = Literal["left", "right"]
 
@@ -40,10 +40,10 @@ class Batch:
     """
 
     documents: EncoderInputs
-    candidates: Bool[np.ndarray, "batch candidates"]
+    candidates: Bool[AnyArray, "batch candidates"]
     prompts: GeneratorInputs | None = None
     questions: EncoderInputs | None = None
-    positives: Bool[np.ndarray, "batch candidates"] | None = None
+    positives: Bool[AnyArray, "batch candidates"] | None = None
 
 
 def pad_encoder_inputs(

@@ -75,8 +75,7 @@ def read_jsonl(path: Path, on_bad_record: BadRecordPolicy = "stop") -> tuple[lis
         except (FieldError, ValueError, RecursionError) as error:
             if on_bad_record == "stop":
                 raise UserError(
-                    f"{path}, line {number}: {_reason(error)}. "
-                    "Correct the line, or set data.on_bad_record to skip."
+                    f"{path}, line {number}: {_reason(error)}. Correct the line, or set data.on_bad_record to skip."
                 ) from None
             skipped += 1
     if not records:

@@ -23,6 +23,7 @@ class Limits:
         document: Text of a document (3 layout tokens and the memory tokens come on top).
         question: Text of a question read by the query reasoner (the same on top).
         prompt: Prompt and answer read by the generator.
+
     """
 
     document: int = 256
@@ -42,9 +43,7 @@ class Sample:
     cut: int = 0
 
 
-def compression_sample(
-    record: Record, tokenizer: ClaraTokenizer, limits: Limits, rng: random.Random
-) -> Sample:
+def compression_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits, rng: random.Random) -> Sample:
     """Stage 1: write the document's questions with answers, or paraphrase it by an instruction drawn with `rng`."""
     if record.data_type == "paraphrase":
         prompt, answer = paraphrase_prompt(rng), record.answers[0]
@@ -55,9 +54,7 @@ def compression_sample(
     return _sample(record, tokenizer, limits, prompt, answer, len(record.documents))
 
 
-def instruction_sample(
-    record: Record, tokenizer: ClaraTokenizer, limits: Limits, rng: random.Random
-) -> Sample:
+def instruction_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits, rng: random.Random) -> Sample:
     """Instruction tuning: answer the question from all of the record's documents."""
     prompt = answer_prompt(record.questions[0])
     return _sample(record, tokenizer, limits, prompt, record.answers[0], len(record.documents))
@@ -69,9 +66,7 @@ def retrieval_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits, 
     prompt = answer_prompt(record.questions[0])
     sample = _sample(record, tokenizer, limits, prompt, record.answers[0], slots)
     question, cut = tokenizer.encode_passage(record.questions[0], limits.question)
-    return dataclasses.replace(
-        sample, question=question, positives=record.positives, cut=sample.cut + cut
-    )
+    return dataclasses.replace(sample, question=question, positives=record.positives, cut=sample.cut + cut)
 
 
 def _sample(

@@ -25,9 +25,7 @@ def adapter_to_tensors(adapter: Adapter, config: DecoderConfig) -> dict[str, np.
     return tensors
 
 
-def adapter_from_tensors(
-    tensors: dict[str, np.ndarray], config: DecoderConfig, rank: int, where: str
-) -> Adapter:
+def adapter_from_tensors(tensors: dict[str, np.ndarray], config: DecoderConfig, rank: int, where: str) -> Adapter:
     """The stacked adapter of a dict of named tensors.
 
     The full copies of the embedding table and the head that the reference stores inside freshly made
@@ -57,7 +55,8 @@ def adapter_from_tensors(
             layers[site][leaf] = np.stack(pieces).astype(np.float32)
     if tensors:
         fail(
-            f"{where}: {len(tensors)} tensors fit no linear layer of the base model, the first is '{next(iter(tensors))}'",
+            f"{where}: {len(tensors)} tensors fit no linear layer of the base model, "
+            f"the first is '{next(iter(tensors))}'",
             "Check that the checkpoint fits the base model",
         )
     return {"layers": layers}

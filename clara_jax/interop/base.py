@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Int
 
 from clara_jax.errors import fail
 from clara_jax.interop import names
+from clara_jax.interop.orbax_base import Piece, is_orbax_base, read_manifest, read_orbax_pieces
 from clara_jax.interop.safetensors import TensorEntry, TensorSpec, open_folder, write_folder
 from clara_jax.models.config import DecoderConfig
 
@@ -106,10 +107,11 @@ def check_entries(folder: Path, config: DecoderConfig, entries: dict[str, Tensor
             )
 
 
-def read_pieces(
-    folder: Path, config: DecoderConfig, progress: Progress | None = None
-) -> Iterator[tuple[Path_, int | None, np.ndarray]]:
+def read_pieces(folder: Path, config: DecoderConfig, progress: Progress | None = None) -> Iterator[Piece]:
     """(leaf path, layer, values) for every tensor of the folder, in this project's orientation."""
+    if is_orbax_base(folder):
+        yield from read_orbax_pieces(folder, config)
+        return
     entries = open_folder(folder)
     check_entries(folder, config, entries)
     tensors = layout(config)
@@ -131,7 +133,7 @@ def load_base(
     vocab_size: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Base parameters of a Hugging Face folder, in `dtype` (None keeps the files' own).
+    """Base parameters of a Hugging Face or converted folder, in `dtype` (None keeps the files' own).
 
     With `vocab_size`, embedding table and head are cut or grown to that many entries; new entries are the
     mean of the old ones (transformers draws them around it with a spread of 3e-5 of the old ones').
@@ -148,15 +150,16 @@ def load_base(
             flat[leaf] = jnp.zeros((config.num_layers, *piece.shape), piece.dtype)
         if piece.dtype != flat[leaf].dtype:
             fail(
-                f"{folder}: layer {layer} keeps {'.'.join(leaf)} as {piece.dtype}, earlier layers as {flat[leaf].dtype}",
+                f"{folder}: layer {layer} keeps {'.'.join(leaf)} as {piece.dtype}, "
+                f"earlier layers as {flat[leaf].dtype}",
                 "Convert the weights to one element type, or name a dtype",
             )
-        flat[leaf] = _place(flat[leaf], piece, layer)
+        flat[leaf] = _place(flat[leaf], piece, jnp.asarray(layer))
     return unflatten(flat)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _place(stacked: Array, piece: Array, layer: int) -> Array:
+def _place(stacked: Array, piece: Array, layer: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, piece, layer, axis=0)
 
 
@@ -187,6 +190,8 @@ def resize_vocabulary(table: np.ndarray, size: int, axis: int) -> np.ndarray:
 
 def base_fingerprint(folder: Path) -> str:
     """Identifies a base model: names, types, shapes and a sample of the bytes of every tensor, hashed."""
+    if is_orbax_base(folder):
+        return str(read_manifest(folder)["fingerprint"])
     digest = hashlib.sha256()
     for name, entry in sorted(open_folder(folder).items()):
         digest.update(f"{name} {entry.dtype} {entry.shape}".encode())

@@ -1,0 +1,1 @@
+"""The decoder, its adapters, its roles, and the differentiable top-k."""

@@ -61,8 +61,7 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             fail(
-                f"num_attention_heads {self.num_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_kv_heads}",
+                f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads {self.num_kv_heads}",
                 "Correct the model's config.json",
             )
         if self.windows and len(self.windows) != self.num_layers:
@@ -213,9 +212,7 @@ def _rope_from_hf(fields: dict[str, Any], head_dim: int) -> Rope:
     if kind == "linear":
         return dataclasses.replace(rope, type="linear", factor=float(scaling["factor"]))
     if kind == "dynamic":
-        return dataclasses.replace(
-            rope, type="dynamic", factor=float(scaling["factor"]), original_length=longest
-        )
+        return dataclasses.replace(rope, type="dynamic", factor=float(scaling["factor"]), original_length=longest)
     if kind == "llama3":
         return dataclasses.replace(
             rope,
@@ -241,9 +238,7 @@ def _longrope(rope: Rope, fields: dict[str, Any], scaling: dict[str, Any], longe
                 f"longrope '{key}' has {len(scaling[key])} entries for {pairs} rotary pairs",
                 "Correct the model's config.json",
             )
-    original = (
-        fields.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings") or 0
-    )
+    original = fields.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings") or 0
     factor = longest / original if original else scaling.get("factor") or 1.0
     original = original or longest
     attention = scaling.get("attention_factor")

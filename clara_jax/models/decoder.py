@@ -10,7 +10,7 @@
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
+        """The residual stream after this block, and its cache with these columns written."""
         attended, cache = self._attention(self._norm("attention_norm", hidden), per_layer, context)
         hidden = hidden + attended
         return hidden + self._mlp(self._norm("mlp_norm", hidden)), cache
@@ -82,6 +83,7 @@ class DecoderLayer(nn.Module):
         key = rotate(key, context.cos, context.sin)
         cache = per_layer.get("cache")
         if cache is not None:
+            assert context.filled is not None
             start = (0, context.filled, 0, 0)
             key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
             value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
@@ -102,7 +104,7 @@ class DecoderLayer(nn.Module):
         outputs = {}
         for name in names:
             shape = self.config.projections[name]
-            weights = cast(dict[str, Array], self.param(name, _init_projection, shape, name in self.config.biased))
+            weights = self.param(name, _init_projection, shape, name in self.config.biased)
             outputs[name] = x @ weights["kernel"].astype(self.dtype)
             if "bias" in weights:
                 outputs[name] += weights["bias"].astype(self.dtype)
@@ -115,8 +117,8 @@ class DecoderLayer(nn.Module):
         return list(outputs.values())
 
     def _low_rank(self, x: Array, site: str) -> Array:
-        """alpha / rank x dropout(x) A B."""
-        adapter = self.get_variable("lora", site)
+        """Alpha / rank x dropout(x) A B."""
+        adapter: dict[str, Array] = self.get_variable("lora", site)
         rank = adapter["a"].shape[-1]
         if self.lora_dropout > 0 and self.has_rng("dropout"):
             kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
@@ -143,10 +145,9 @@ class Decoder(nn.Module):
     lora_dropout: float = 0.0
 
     def setup(self) -> None:
+        """Declare parameters and the stack of layers."""
         config = self.config
-        self.embed_table = self.param(
-            "embed", nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size)
-        )
+        self.embed_table = self.param("embed", nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size))
         layer: Any = DecoderLayer
         if REMAT_POLICIES[self.remat] is not None:
             layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
@@ -159,9 +160,7 @@ class Decoder(nn.Module):
         )(config, self.lora_alpha, self.lora_dropout, self.dtype)
         self.final_norm = self.param("final_norm", nn.initializers.ones, (config.hidden_size,))
         if not config.tied_head:
-            self.head = self.param(
-                "head", nn.initializers.normal(0.02), (config.hidden_size, config.vocab_size)
-            )
+            self.head = self.param("head", nn.initializers.normal(0.02), (config.hidden_size, config.vocab_size))
 
     def __call__(
         self,
@@ -198,7 +197,7 @@ class Decoder(nn.Module):
         with self._precision():
             hidden, written = self.layers(embeddings.astype(self.dtype), per_layer, context)
         if cache is not None:
-            cache = KeyValueCache(*written, valid=seen, filled=cache.filled + length)
+            cache = KeyValueCache(written[0], written[1], seen, cache.filled + length)
         return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
 
     def embed(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows hidden"]:
@@ -242,7 +241,7 @@ class Decoder(nn.Module):
 def rms_norm(
     x: Float[Array, "*rows features"], scale: Float[Array, " features"], eps: float
 ) -> Float[Array, "*rows features"]:
-    """x / rms(x) * scale, computed in float32, returned in x's type."""
+    """X / rms(x) * scale, computed in float32, returned in x's type."""
     widened = widen(x)
     normed = widened * jax.lax.rsqrt(jnp.mean(jnp.square(widened), axis=-1, keepdims=True) + eps)
     return (normed * scale).astype(x.dtype)

@@ -27,6 +27,7 @@ class LoraConfig:
         rank: Width of the low-rank update.
         alpha: The update is scaled by alpha / rank.
         dropout: Share of the update's inputs dropped in training.
+
     """
 
     rank: int = 16

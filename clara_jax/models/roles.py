@@ -7,10 +7,11 @@ A role is a choice of adapter. The parameters of a model are one flat dict:
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -20,6 +21,8 @@ from clara_jax.models.precision import widen
 Role = Literal["compressor", "query_reasoner", "generator"]
 ROLES: tuple[Role, ...] = ("compressor", "query_reasoner", "generator")
 Params = dict[str, Any]
+# Batches are made on the host and used on the device.
+AnyArray = jax.Array | np.ndarray
 
 
 @tree_util.register_dataclass
@@ -30,9 +33,9 @@ class EncoderInputs:
     `memory_columns[row, i]` is the column of that row's i-th memory token. Padding may be on either side.
     """
 
-    tokens: Int[Array, "*rows length"]
-    valid: Bool[Array, "*rows length"]
-    memory_columns: Int[Array, "*rows memory"]
+    tokens: Int[AnyArray, "*rows length"]
+    valid: Bool[AnyArray, "*rows length"]
+    memory_columns: Int[AnyArray, "*rows memory"]
 
 
 @tree_util.register_dataclass
@@ -45,12 +48,12 @@ class GeneratorInputs:
     an answer token, `target_tokens` those tokens, `target_weights` 1 for each and 0 for padding.
     """
 
-    tokens: Int[Array, "batch length"]
-    valid: Bool[Array, "batch length"]
-    slots: Int[Array, "batch documents memory"]
-    target_columns: Int[Array, "batch targets"]
-    target_tokens: Int[Array, "batch targets"]
-    target_weights: Float[Array, "batch targets"]
+    tokens: Int[AnyArray, "batch length"]
+    valid: Bool[AnyArray, "batch length"]
+    slots: Int[AnyArray, "batch documents memory"]
+    target_columns: Int[AnyArray, "batch targets"]
+    target_tokens: Int[AnyArray, "batch targets"]
+    target_weights: Float[AnyArray, "batch targets"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,14 +80,12 @@ class RoleModel:
         tokens, valid, columns = (
             x.reshape(-1, x.shape[-1]) for x in (inputs.tokens, inputs.valid, inputs.memory_columns)
         )
-        hidden, _ = self._read(params, role, self._embed(params, tokens), valid, rng)
+        hidden, _ = self._read(params, role, self.embed(params, tokens), valid, rng)
         memories = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
         of_document = valid & ~self._is_memory(params, tokens)
         total = jnp.sum(jnp.where(of_document[:, :, None], widen(hidden), 0.0), axis=1)
         document_mean = total / jnp.maximum(of_document.sum(axis=1, keepdims=True), 1)
-        alignment = jnp.mean(
-            jnp.square(document_mean - widen(memories).mean(axis=1)), axis=-1
-        )
+        alignment = jnp.mean(jnp.square(document_mean - widen(memories).mean(axis=1)), axis=-1)
         return memories.reshape(*lead, *memories.shape[1:]), alignment.reshape(lead)
 
     def target_logits(
@@ -107,7 +108,7 @@ class RoleModel:
         memories: Float[Array, "batch documents memory hidden"],
     ) -> Float[Array, "batch length hidden"]:
         """Token embeddings with each document's memory in its slots."""
-        embeddings = self._embed(params, inputs.tokens)
+        embeddings = self.embed(params, inputs.tokens)
         batch, _, hidden = embeddings.shape
         rows = jnp.arange(batch)[:, None]
         columns = inputs.slots.reshape(batch, -1)
@@ -118,7 +119,7 @@ class RoleModel:
         self,
         params: Params,
         embeddings: Float[Array, "batch length hidden"],
-        valid: Bool[Array, "batch length"],
+        valid: Bool[AnyArray, "batch length"],
         cache: KeyValueCache,
     ) -> tuple[Float[Array, "batch vocab"], KeyValueCache]:
         """Logits after the last column, which must be a real token of every row, and the longer cache."""
@@ -126,19 +127,21 @@ class RoleModel:
         assert grown is not None
         return self.logits(params, hidden[:, -1]), grown
 
-    def token_embeddings(self, params: Params, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows hidden"]:
-        """Embeddings of tokens, memory tokens included."""
-        return self._embed(params, tokens)
+    def embed(self, params: Params, tokens: Int[AnyArray, "*rows"]) -> Float[Array, "*rows hidden"]:
+        """Embeddings of tokens; memory tokens have their trained ones."""
+        table = cast(Array, self.decoder.apply({"params": params["base"]}, tokens, method="embed"))
+        memory_tokens = params["memory_tokens"]
+        index = jnp.clip(tokens - self.first_memory_id, 0, memory_tokens.shape[0] - 1)
+        trained = jnp.take(memory_tokens, index, axis=0).astype(table.dtype)
+        return jnp.where(self._is_memory(params, tokens)[..., None], trained, table)
 
     def logits(self, params: Params, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
         """Vocabulary logits, float32; with a tied head the memory tokens' rows are the trained ones."""
-        logits = self.decoder.apply({"params": params["base"]}, hidden, method="logits")
+        logits = cast(Array, self.decoder.apply({"params": params["base"]}, hidden, method="logits"))
         if not self.decoder.config.tied_head:
             return logits
         memory_tokens = params["memory_tokens"].astype(self.decoder.dtype)
-        of_memory = jnp.matmul(
-            hidden.astype(self.decoder.dtype), memory_tokens.T, preferred_element_type=logits.dtype
-        )
+        of_memory = jnp.matmul(hidden.astype(self.decoder.dtype), memory_tokens.T, preferred_element_type=logits.dtype)
         first = self.first_memory_id
         return logits.at[..., first : first + memory_tokens.shape[0]].set(of_memory)
 
@@ -147,7 +150,7 @@ class RoleModel:
         params: Params,
         role: Role,
         embeddings: Array,
-        valid: Array,
+        valid: AnyArray,
         rng: PRNGKeyArray | None,
         cache: KeyValueCache | None = None,
     ) -> tuple[Array, KeyValueCache | None]:
@@ -155,16 +158,10 @@ class RoleModel:
         if role in params:
             variables["lora"] = params[role]
         rngs = {} if rng is None else {"dropout": rng}
-        return self.decoder.apply(variables, embeddings, valid, cache, rngs=rngs)
+        read = self.decoder.apply(variables, embeddings, valid, cache, rngs=rngs)
+        return cast(tuple[Array, KeyValueCache | None], read)
 
-    def _embed(self, params: Params, tokens: Array) -> Array:
-        table = self.decoder.apply({"params": params["base"]}, tokens, method="embed")
-        memory_tokens = params["memory_tokens"]
-        index = jnp.clip(tokens - self.first_memory_id, 0, memory_tokens.shape[0] - 1)
-        trained = jnp.take(memory_tokens, index, axis=0).astype(table.dtype)
-        return jnp.where(self._is_memory(params, tokens)[..., None], trained, table)
-
-    def _is_memory(self, params: Params, tokens: Array) -> Array:
+    def _is_memory(self, params: Params, tokens: AnyArray) -> AnyArray:
         past = self.first_memory_id + params["memory_tokens"].shape[0]
         return (tokens >= self.first_memory_id) & (tokens < past)
 

@@ -1,0 +1,1 @@
+"""Stages, objectives, the step and the loop."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from clara_jax.data.collate import Batch
 from clara_jax.models.roles import Params, RoleModel, cosine_scores
-from clara_jax.models.top_k import TopK, select_top_k
+from clara_jax.models.top_k import Estimator, TopK, select_top_k
 
 Metrics = dict[str, Array]
 Objective = Callable[..., tuple[Float[Array, ""], Metrics]]
@@ -31,16 +31,15 @@ class ObjectiveConfig:
         estimator: Gradient estimator of the top-k, `sequential` (the paper's) or `gumbel`.
         exact_mask: Remove already selected memories wholly from later slots' softmax.
         noise_in_forward: Let the gumbel estimator's noise take part in the selection.
-        compressor_learns: Let the gradient flow into the candidates' memories in end-to-end training.
+
     """
 
     mse_weight: float = 0.1
     top_k: int = 5
     temperature: float = 0.02
-    estimator: str = "sequential"
+    estimator: Estimator = "sequential"
     exact_mask: bool = False
     noise_in_forward: bool = False
-    compressor_learns: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -87,12 +86,13 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
     """Stage `end_to_end`: the answer's cross-entropy teaches the query reasoner what to retrieve.
 
     Candidates are scored by cosine similarity with the question, the best `top_k` go into the prompt in
-    score order, and the gradient reaches the scores through the differentiable top-k (paper, Sec. 3.3).
+    score order, and the gradient reaches the scores through the differentiable top-k (paper, Sec. 3.3). The
+    candidates' memories receive a gradient only where the compressor is trained.
     """
     how = TopK(
         config.top_k,
         config.temperature,
-        config.estimator,  # type: ignore[arg-type]
+        config.estimator,
         config.exact_mask,
         config.noise_in_forward,
     )
@@ -103,7 +103,7 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, question_rng, generator_rng, noise_rng = _split(rng, 4)
         memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng)
-        if not config.compressor_learns:
+        if "compressor" not in trainable:
             memories = jax.lax.stop_gradient(memories)
         assert batch.questions is not None
         queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng)

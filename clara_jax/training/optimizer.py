@@ -23,6 +23,7 @@ class OptimizerConfig:
         eps: Added to the root of the squared gradient's mean.
         weight_decay: Decoupled weight decay.
         clip_norm: Gradients are scaled down to this global norm.
+
     """
 
     learning_rate: float = 1e-4

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
+from clara_jax.data.pipeline import SampleKind
 from clara_jax.errors import fail
 from clara_jax.models.roles import ROLES, Params, RoleModel
 from clara_jax.training.objectives import (
@@ -15,7 +16,6 @@ from clara_jax.training.objectives import (
 )
 
 StageName = Literal["compression_pretraining", "instruction_tuning", "end_to_end", "retrieval_pretraining"]
-SampleKind = Literal["compression", "instruction", "retrieval"]
 TRAINABLE = (*ROLES, "memory_tokens")
 
 
@@ -32,9 +32,7 @@ STAGES: dict[StageName, Stage] = {
     "compression_pretraining": Stage(
         ("compressor", "generator", "memory_tokens"), compression_objective, "compression"
     ),
-    "instruction_tuning": Stage(
-        ("compressor", "generator", "memory_tokens"), compression_objective, "instruction"
-    ),
+    "instruction_tuning": Stage(("compressor", "generator", "memory_tokens"), compression_objective, "instruction"),
     "end_to_end": Stage(("query_reasoner", "generator"), end_to_end_objective, "retrieval"),
     "retrieval_pretraining": Stage(("query_reasoner",), retrieval_objective, "retrieval"),
 }

@@ -32,7 +32,7 @@ def test_rows_with_different_numbers_of_documents(case_folder: Path):
     longest = max(len(exchange.tokens) for exchange in exchanges)
     batch = Batch(documents, exists, pad_exchanges(exchanges, numbers, special, longest, longest))
     objective = compression_objective(clara.model, ObjectiveConfig())
-    loss, metrics = jax.jit(objective)({}, clara.params, batch, None)
+    _, metrics = jax.jit(objective)({}, clara.params, batch, None)
     memories, _ = jax.jit(clara.model.encode, static_argnums=1)(clara.params, "compressor", documents)
     assert worst_entry(np.asarray(memories)[exists], arrays["compressed"]) <= 1e-4
     assert float(metrics["cross_entropy"]) == pytest.approx(float(arrays["loss"]), rel=1e-5)
