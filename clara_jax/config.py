@@ -124,7 +124,7 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
     parser = _parser()
     try:
         parsed = parser.parse_args(arguments)
-        built = parser.instantiate_classes(parsed)
+        built = parser.instantiate(parsed)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(f"{_one_line(error)} Run with --help for every key.") from None
     fields = {field.name: built[field.name] for field in dataclasses.fields(TrainConfig)}

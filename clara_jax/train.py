@@ -2,13 +2,12 @@
 
 from clara_jax.config import parse_train_config
 from clara_jax.errors import run_command
-from clara_jax.training.loop import describe_devices, train
+from clara_jax.training.loop import train
 
 
 def main() -> None:
     """Parse, train, and say where the results are."""
     config = parse_train_config()
-    print(f"{config.stage} on {describe_devices()}: {config.steps} steps of {config.batch_size} records")
     loss = train(config)
     print(f"Last loss {loss:.4f}. Checkpoints and metrics are in {config.run_dir}.")
     print(f"Curves: tensorboard --logdir {config.run_dir}/tensorboard")

@@ -59,7 +59,8 @@ def restore_adapters(run_dir: Path) -> Params:
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         fail(f"{run_dir} holds no checkpoints", "Name a run directory, or train it first")
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+    # Opened as a writer opens it, and nothing is written: Orbax warns three times about a read-only manager.
+    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
         step = manager.latest_step()
         if step is None:
             fail(f"{folder} holds no complete checkpoint", "Let the run reach its first checkpoint")

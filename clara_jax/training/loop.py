@@ -45,6 +45,8 @@ def train(config: TrainConfig) -> float:
     if checkpoints.latest is not None:
         state = checkpoints.restore(state)
     first = int(state.step)
+    if first >= config.steps:
+        fail(f"{run_dir} has already taken {first} of {config.steps} steps", "Raise steps, or name a new run_dir")
     limits = Limits(config.model.doc_max_length, config.data.question_max_length, config.data.prompt_max_length)
     dataset = pipeline.batches(
         records,
@@ -54,6 +56,11 @@ def train(config: TrainConfig) -> float:
         config.objective.top_k,
         config.batch_size,
         config.seed,
+    )
+    devices = jax.devices()
+    print(
+        f"{config.stage} on {len(devices)} x {devices[0].device_kind}: steps {first + 1} to {config.steps} "
+        f"of {config.batch_size} records"
     )
     with MetricsLog(run_dir, first, config.steps) as log:
         try:
@@ -138,9 +145,3 @@ def _make_run_dir(run_dir: Path, config: TrainConfig, model: Pretrained) -> None
         save_config(config, run_dir / "config.yaml")
     except OSError as error:
         raise UserError(f"run_dir {run_dir} cannot be written ({error.strerror}). Name another run_dir.") from None
-
-
-def describe_devices() -> str:
-    """`8 x cpu`."""
-    devices = jax.devices()
-    return f"{len(devices)} x {devices[0].device_kind}"

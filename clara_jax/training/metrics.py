@@ -14,7 +14,9 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, first_step: int, steps: int):
         """Open the files of `run_dir`; the progress bar starts at `first_step`."""
-        self._lines = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        path = run_dir / "metrics.jsonl"
+        _forget_after(path, first_step)
+        self._lines = path.open("a", encoding="utf-8")
         self._board = Writer(str(run_dir / "tensorboard"))
         self._bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True)
 
@@ -46,3 +48,14 @@ class MetricsLog:
         self._bar.close()
         self._board.close()
         self._lines.close()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps that a run which goes on from `step` will take again, and a half-written last line."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["step"] <= step:
+            kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")

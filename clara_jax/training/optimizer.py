@@ -47,11 +47,12 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate of each of `steps` optimizer steps; the warm-up lasts ceil(warmup_ratio x steps)."""
     if config.schedule == "constant":
         return optax.constant_schedule(config.learning_rate)
+    warmup = math.ceil(config.warmup_ratio * steps)
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
-        warmup_steps=math.ceil(config.warmup_ratio * steps),
-        decay_steps=steps,
+        warmup_steps=warmup,
+        decay_steps=max(steps, warmup + 1),
         end_value=config.learning_rate * config.final_ratio,
     )
 

@@ -1,0 +1,1 @@
+"""Measurements and studies, one command each."""
