@@ -127,6 +127,8 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
         built = parser.instantiate(parsed)
     except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         raise UserError(f"{_one_line(error)} Run with --help for every key.") from None
+    except UnicodeDecodeError:
+        fail("the --config file is not UTF-8 text", "Give a YAML file")
     fields = {field.name: built[field.name] for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**fields)
 

@@ -1,7 +1,6 @@
 """`python -m clara_jax.convert`: each conversion and its refusals."""
 
 import sys
-from pathlib import Path
 
 import jax
 import numpy as np

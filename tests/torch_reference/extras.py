@@ -32,8 +32,11 @@ def _prompts(root: Path, path: Path) -> Report:
             names = found[part] if isinstance(found[part], dict) else {}
             for name in names:
                 report.same(f"{key} {part} {name}", found[part][name], stored[part].get(name))
-            report.same(f"{key} {part}", list(found[part]) if names else found[part],
-                        list(stored[part]) if names else stored[part])
+            report.same(
+                f"{key} {part}",
+                list(found[part]) if names else found[part],
+                list(stored[part]) if names else stored[part],
+            )
     return report
 
 

@@ -69,7 +69,8 @@ def _phi3(lines: list[str], folder: Path) -> None:
 FAMILIES = {
     "qwen2_bias": Family(
         seed=111,
-        config=_COMMON | {
+        config=_COMMON
+        | {
             "architectures": ["Qwen2ForCausalLM"],
             "attention_dropout": 0.0,
             "bos_token_id": 330,
@@ -94,7 +95,8 @@ FAMILIES = {
     ),
     "mistral_window": Family(
         seed=22,
-        config=_COMMON | {
+        config=_COMMON
+        | {
             "architectures": ["MistralForCausalLM"],
             "attention_dropout": 0.0,
             "bos_token_id": 1,
@@ -119,7 +121,8 @@ FAMILIES = {
     ),
     "llama2_linear": Family(
         seed=35,
-        config=_COMMON | {
+        config=_COMMON
+        | {
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": True,
             "attention_dropout": 0.0,
@@ -145,7 +148,8 @@ FAMILIES = {
     ),
     "phi3_default": Family(
         seed=144,
-        config=_COMMON | {
+        config=_COMMON
+        | {
             "architectures": ["Phi3ForCausalLM"],
             "attention_dropout": 0.0,
             "bos_token_id": 330,
@@ -222,7 +226,7 @@ def save_weights(weights: dict[str, Tensor], folder: Path, shards: int) -> None:
         file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
         part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
         save_part({name: weights[name] for name in part}, folder / file)
-        where |= {name: file for name in part}
+        where |= dict.fromkeys(part, file)
     size = sum(t.numel() * t.element_size() for t in weights.values())
     index = {"metadata": {"total_size": size}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")

@@ -26,24 +26,19 @@ def left_pad(rows: list[list[int]], pad: int, width: int) -> tuple[Tensor, Tenso
     mask = torch.zeros(len(rows), width, dtype=torch.long)
     for i, row in enumerate(rows):
         if row:
-            ids[i, width - len(row):] = torch.tensor(row)
-            mask[i, width - len(row):] = 1
+            ids[i, width - len(row) :] = torch.tensor(row)
+            mask[i, width - len(row) :] = 1
     return ids, mask
 
 
-def encoder_batch(
-    tokenizer: ClaraTokenizer, texts: list[str], max_length: int, query: str | None = None
-) -> Batch:
+def encoder_batch(tokenizer: ClaraTokenizer, texts: list[str], max_length: int, query: str | None = None) -> Batch:
     """``<ENC>`` bos text eos, padded to a fixed width, then the memory tokens."""
     special = tokenizer.ids
     lead, room = "", 3
     if query is not None:
         lead, room = f"\nQuery:\n{query}Document:\n", 8
     width = max_length + room
-    rows = [
-        tokenizer.encode("<ENC>" + special.bos_token + lead + text + special.eos_token, width)
-        for text in texts
-    ]
+    rows = [tokenizer.encode("<ENC>" + special.bos_token + lead + text + special.eos_token, width) for text in texts]
     ids, mask = left_pad(rows, special.pad, width)
     memory = torch.tensor(special.mem).expand(len(texts), -1)
     return Batch(torch.cat([ids, memory], 1), torch.cat([mask, torch.ones_like(memory)], 1))
@@ -56,9 +51,7 @@ def generator_batch(tokenizer: ClaraTokenizer, prompts: list[Prompt], max_length
     return labelled_batch(tokenizer, texts, lengths, max_length)
 
 
-def labelled_batch(
-    tokenizer: ClaraTokenizer, texts: list[str], prompt_lengths: list[int], max_length: int
-) -> Batch:
+def labelled_batch(tokenizer: ClaraTokenizer, texts: list[str], prompt_lengths: list[int], max_length: int) -> Batch:
     """Tokenised ``texts`` whose first ``prompt_lengths`` tokens carry no loss."""
     rows = [tokenizer.encode(text, max_length) for text in texts]
     ids, mask = left_pad(rows, tokenizer.ids.pad, max(map(len, rows)))

@@ -130,7 +130,7 @@ class ClaraReference(nn.Module):
                 pieces += [embeds[row, end:start], memory[used + j]]
                 end = start + n_mem
             used += count
-            filled.append(torch.cat(pieces + [embeds[row, end:]]))
+            filled.append(torch.cat([*pieces, embeds[row, end:]]))
         return torch.stack(filled)
 
     def generator_logits(self, embeds: Tensor, mask: Tensor, position_ids: Tensor | None = None) -> Tensor:

@@ -13,8 +13,7 @@ SYSTEM_QUESTIONS = (
     "questions to cover all key information of the document and answer them sequentially."
 )
 SYSTEM_PARAPHRASE = (
-    "You are a helpful assistant. Your task is follow the instructions to paraphrase the "
-    "background information."
+    "You are a helpful assistant. Your task is follow the instructions to paraphrase the background information."
 )
 SYSTEM_ANSWER = (
     "You are a helpful assistant. Your task is to extract relevant information from provided "
@@ -67,7 +66,7 @@ def _render(tokenizer: ClaraTokenizer, turns: list[dict[str, str]], answer: str 
     prompt = tokenizer.render(turns, generation_prompt=True)
     if answer is None:
         return Prompt(prompt, None)
-    full = tokenizer.render(turns + [{"role": "assistant", "content": answer}], generation_prompt=False)
+    full = tokenizer.render([*turns, {"role": "assistant", "content": answer}], generation_prompt=False)
     return Prompt(prompt, full)
 
 

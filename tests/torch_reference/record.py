@@ -64,7 +64,7 @@ def make_checkpoints(root: Path, name: str, family: Family, config: dict[str, in
     base, k = f"{name}/base", config["top_k"]
     model = ClaraReference(root, make_settings(base, "stage1", config, 1))
     ids = model.tokenizer.ids
-    fresh = ids.mem + [ids.ae, ids.enc, ids.sep]
+    fresh = [*ids.mem, ids.ae, ids.enc, ids.sep]
     with torch.no_grad():
         for table in {id(t): t for t in (model.embedding, model.head)}.values():
             table[fresh] = 0.2 * torch.randn(len(fresh), table.shape[1], generator=rng)
@@ -133,7 +133,7 @@ def record_stages(root: Path, name: str, records: dict[str, dict[str, Any]]) -> 
         arrays, facts = stage_file(root, stage, record, rows, n_hidden=2)
         if facts.get("smallest_gap_between_sorted_scores", 1.0) < SMALLEST_GAP:
             raise Ambiguous(stage)
-        if not SMALLEST_LOSS < arrays["loss"]:
+        if not arrays["loss"] > SMALLEST_LOSS:
             raise Ambiguous(f"loss of {stage}")
         lengths = arrays["dec_attention_mask"].sum(1)
         assert (lengths == record["dec_max_len"]).all() == (stage == "stage1_qa_truncated"), (name, stage, lengths)
@@ -210,8 +210,10 @@ def record_case_with(root: Path, name: str, family: Family) -> None:
     (root / name).mkdir(parents=True)
     make_base(family, root / name / "base", texts.corpus(family.seed))
     config = family.case | {"dec_max_len": DEC_MAX_LEN, "max_q": 2}
-    config = {key: config[key] for key in ("doc_max_length", "compress_rate", "lora_r", "dec_max_len", "top_k",
-                                           "n_docs", "max_q")}
+    config = {
+        key: config[key]
+        for key in ("doc_max_length", "compress_rate", "lora_r", "dec_max_len", "top_k", "n_docs", "max_q")
+    }
     make_checkpoints(root, name, family, config)
     tokenizer = load(root, f"{name}/ckpt_stage1").tokenizer
     config["trunc_len"] = len(tokenizer.encode(questions_prompt(tokenizer, 1, None).prompt)) + 14

@@ -44,10 +44,16 @@ class Writer:
         parts = [
             (f"It was begun in {year} by the {trade} {maker}.", f"Who began the {thing}?", maker),
             (f"Most of it is {stuff}; the roof is not.", f"What is most of the {thing} made of?", stuff),
-            (f"It needs {count} litres of oil a year – “too much”, say some.", "How much oil is needed?",
-             f"{count} litres"),
-            (f"A visit costs {price} pence (children: free).", f"What does a visit to the {thing} cost?",
-             f"{price} pence"),
+            (
+                f"It needs {count} litres of oil a year – “too much”, say some.",
+                "How much oil is needed?",
+                f"{count} litres",
+            ),
+            (
+                f"A visit costs {price} pence (children: free).",
+                f"What does a visit to the {thing} cost?",
+                f"{price} pence",
+            ),
         ]
         if sentences == 0:
             return Entry(thing, f"{thing}\nClosed.", [(f"Is the {thing} open?", "no")])
@@ -93,9 +99,7 @@ def paraphrase_items(writer: Writer, sizes: list[int]) -> list[dict[str, Any]]:
     return items
 
 
-def answer_items(
-    writer: Writer, n_docs: int, positives: list[list[int]], with_positions: bool
-) -> list[dict[str, Any]]:
+def answer_items(writer: Writer, n_docs: int, positives: list[list[int]], with_positions: bool) -> list[dict[str, Any]]:
     """stage1_2 and stage2: candidates of mixed length and one question per sample."""
     items = []
     for pos in positives:

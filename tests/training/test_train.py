@@ -118,6 +118,24 @@ def test_train_refuses_wrong_input_before_writing(tmp_path, data, monkeypatch, c
     assert not run_dir.exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"modle: {base: x}", "modle"),
+        (b"model: {base: x, rate: 3}", "rate"),
+        (b"stage: end_to_end", "run_dir"),
+        (b"run_dir: [x", "parsing config"),
+        (b"\xff\xfe", "UTF-8"),
+    ],
+)
+def test_wrong_config_file_is_refused_by_key(tmp_path: Path, content: bytes, names: str):
+    """A key that does not exist, one that is missing, and a file that is not YAML."""
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=names):
+        parse_train_config(["--config", str(path)])
+
+
 def test_train_refuses_to_go_on_with_another_base(tmp_path: Path, data: Path):
     """A run's adapters are worth nothing on another base model."""
     train(parse_train_config(arguments(tmp_path / "run", data, "--steps=1")))
