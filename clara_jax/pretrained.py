@@ -1,7 +1,6 @@
 """A whole model from a folder: base weights, tokenizer, adapters and memory tokens."""
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.checked_json import read_object
 from clara_jax.data.tokenizer import ClaraTokenizer, SpecialTokens
 from clara_jax.errors import fail
 from clara_jax.interop import clara_checkpoint
@@ -173,7 +173,7 @@ def _stop_ids(folder: Path, tokenizer: ClaraTokenizer) -> tuple[int, ...]:
     """End-of-text ids as Hugging Face's generate takes them: generation config, then model config."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        fields = read_object(path, "Download the base model's files again") if path.exists() else {}
         ids = fields.get("eos_token_id")
         if ids is not None:
             return tuple(ids) if isinstance(ids, list) else (ids,)

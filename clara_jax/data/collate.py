@@ -65,10 +65,17 @@ def pad_encoder_inputs(
 
 
 def pad_candidates(
-    documents: Sequence[Sequence[list[int]]], special: SpecialTokens, length: int, side: Side = "right"
+    documents: Sequence[Sequence[list[int]]],
+    special: SpecialTokens,
+    length: int,
+    side: Side = "right",
+    at_least: int = 0,
 ) -> tuple[EncoderInputs, np.ndarray]:
-    """Each sample's documents as [batch, candidates, length], and which of them exist."""
-    most = max(len(row) for row in documents)
+    """Each sample's documents as [batch, candidates, length], and which of them exist.
+
+    There are as many candidates as the largest sample has, and `at_least` so many.
+    """
+    most = max(at_least, *(len(row) for row in documents))
     exists = np.array([[i < len(row) for i in range(most)] for row in documents])
     filled = [list(row) + [[]] * (most - len(row)) for row in documents]
     flat = pad_encoder_inputs([passage for row in filled for passage in row], special, length, side)
@@ -83,12 +90,14 @@ def pad_exchanges(
     length: int,
     targets: int,
     side: Side = "right",
+    at_least: int = 0,
 ) -> GeneratorInputs:
     """Rows of prompt and answer, padded to `length` columns and `targets` answer tokens.
 
-    `documents[row]` memories stand in the prompt, one after the other, each followed by `<SEP>`.
+    `documents[row]` memories stand in the prompt, one after the other, each followed by `<SEP>`. There are
+    slots for as many as the largest prompt has, and `at_least` so many.
     """
-    batch, most = len(exchanges), max(documents)
+    batch, most = len(exchanges), max(at_least, *documents)
     tokens = np.full((batch, length), special.pad, np.int32)
     valid = np.zeros((batch, length), bool)
     slots = np.full((batch, most, special.num_memory), length, np.int32)

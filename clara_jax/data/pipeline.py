@@ -51,7 +51,8 @@ def batches(
         return sampler(kind, top_k)(record, tokenizer, limits, draws)
 
     def to_batch(samples: Sequence[Sample]) -> Counted:
-        return collate(samples, tokenizer.special, limits)
+        # The top-k needs k candidates and fills k slots, in batches of small candidate sets too.
+        return collate(samples, tokenizer.special, limits, top_k if kind == "retrieval" else 0)
 
     dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
     return dataset.random_map(to_sample).batch(batch_size, batch_fn=to_batch)
@@ -72,19 +73,19 @@ def sampler(kind: SampleKind, top_k: int) -> Callable[[Record, ClaraTokenizer, L
     return lambda record, tokenizer, limits, rng: retrieval_sample(record, tokenizer, limits, top_k)
 
 
-def collate(samples: Sequence[Sample], special: SpecialTokens, limits: Limits) -> Counted:
-    """Pad samples to the smallest buckets that hold them."""
+def collate(samples: Sequence[Sample], special: SpecialTokens, limits: Limits, at_least: int = 0) -> Counted:
+    """Pad samples to the smallest buckets that hold them, with `at_least` so many candidates and slots."""
     layout = 3 + special.num_memory
     longest = max(len(ids) for s in samples for ids in s.documents) + special.num_memory
-    documents, exists = pad_candidates(
-        [s.documents for s in samples], special, round_up(longest, limits.document + layout)
-    )
+    document_length = round_up(longest, limits.document + layout)
+    documents, exists = pad_candidates([s.documents for s in samples], special, document_length, at_least=at_least)
     prompts = pad_exchanges(
         [s.exchange for s in samples],
         [s.slots for s in samples],
         special,
         round_up(max(len(s.exchange.tokens) for s in samples), limits.prompt),
         round_up(max(len(s.exchange.tokens) - s.exchange.prompt_length for s in samples), limits.prompt),
+        at_least=at_least,
     )
     questions = positives = None
     if samples[0].question is not None:

@@ -6,7 +6,7 @@ import random
 from jinja2 import TemplateError
 
 from clara_jax.data.tokenizer import ClaraTokenizer
-from clara_jax.errors import UserError
+from clara_jax.errors import fail
 
 QUESTION_LIST_SYSTEM = (
     "You are a helpful assistant. Given a document, your task is to generate some single questions to cover "
@@ -54,16 +54,19 @@ class Prompt:
         user = self.user.replace("{docs}", memories).replace(":\\ ", ": ")
         turns = [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
         reply = [] if answer is None else [{"role": "assistant", "content": answer}]
-        try:
-            return tokenizer.chat(turns + reply, generation_prompt=answer is None)
-        except TemplateError as error:
-            if "System role not supported" not in str(error):
-                raise UserError(
-                    f"{tokenizer.folder}: the chat template refuses a prompt ({error}). "
-                    "Use a template that accepts a system turn, or that says 'System role not supported'."
-                ) from error
         merged = [{"role": "user", "content": f"{self.system}\n{user}"}]
-        return tokenizer.chat(merged + reply, generation_prompt=answer is None)
+        try:
+            try:
+                return tokenizer.chat(turns + reply, generation_prompt=answer is None)
+            except TemplateError as error:
+                if "System role not supported" not in str(error):
+                    raise
+                return tokenizer.chat(merged + reply, generation_prompt=answer is None)
+        except (TemplateError, TypeError, ValueError) as error:
+            fail(
+                f"{tokenizer.folder}: the chat template fails on a prompt ({error})",
+                "Use a template that accepts a system turn, or that says 'System role not supported'",
+            )
 
 
 def question_list_prompt() -> Prompt:

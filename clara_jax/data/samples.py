@@ -13,6 +13,7 @@ from clara_jax.data.prompts import (
 )
 from clara_jax.data.records import Record
 from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.errors import fail
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +57,26 @@ def compression_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits
 
 def instruction_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits, rng: random.Random) -> Sample:
     """Instruction tuning: answer the question from all of the record's documents."""
-    prompt = answer_prompt(record.questions[0])
+    prompt = answer_prompt(_question(record))
     return _sample(record, tokenizer, limits, prompt, record.answers[0], len(record.documents))
 
 
 def retrieval_sample(record: Record, tokenizer: ClaraTokenizer, limits: Limits, top_k: int) -> Sample:
     """End to end and retrieval: the question beside its candidates, `top_k` of which will be in the prompt."""
     slots = min(top_k, len(record.documents))
-    prompt = answer_prompt(record.questions[0])
+    prompt = answer_prompt(_question(record))
     sample = _sample(record, tokenizer, limits, prompt, record.answers[0], slots)
-    question, cut = tokenizer.encode_passage(record.questions[0], limits.question)
+    question, cut = tokenizer.encode_passage(_question(record), limits.question)
     return dataclasses.replace(sample, question=question, positives=record.positives, cut=sample.cut + cut)
+
+
+def _question(record: Record) -> str:
+    if not record.questions:
+        fail(
+            f"a {record.data_type} record has no field 'question', which this stage needs",
+            "Use such records in compression_pretraining only",
+        )
+    return record.questions[0]
 
 
 def _sample(

@@ -5,12 +5,12 @@ some Llama folders and then give other ids than the model was trained with.
 """
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from clara_jax.checked_json import read_object
 from clara_jax.errors import fail
 
 
@@ -139,7 +139,7 @@ def _sentence_tokens(folder: Path, backend: Any) -> tuple[str, str, str]:
 def _additional_special_tokens(folder: Path) -> list[str]:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
-        fields = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        fields = read_object(path, "Download the tokenizer files again") if path.exists() else {}
         # transformers 4 calls the list `additional_special_tokens`, transformers 5 `extra_special_tokens`.
         for key in ("additional_special_tokens", "extra_special_tokens"):
             tokens = fields.get(key)

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.errors import fail
+from clara_jax.checked_json import positive_int, read_object
+from clara_jax.errors import UserError, fail
 from clara_jax.interop import names
 from clara_jax.interop.adapters import adapter_from_tensors, adapter_to_tensors
 from clara_jax.interop.pth import read_pth, write_pth
@@ -90,12 +91,7 @@ _DEFAULTS = {
 def read_config(folder: Path) -> CheckpointConfig:
     """Read a checkpoint's `config.json`. Raises `UserError` for a setting that is not computed here."""
     path = folder / CONFIG
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path} does not exist", "Point at a CLaRa checkpoint folder")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        fail(f"{path} is not JSON ({error})", "Copy the checkpoint again")
+    fields = read_object(path, "Point at a CLaRa checkpoint folder")
     if fields.get("model_type") != "CLaRa":
         fail(
             f"{path} has model_type '{fields.get('model_type')}', not 'CLaRa'",
@@ -104,9 +100,13 @@ def read_config(folder: Path) -> CheckpointConfig:
     for key, value in _FIXED.items():
         if fields.get(key, value) != value:
             fail(f"{path}: '{key}' is {fields[key]!r}; only {value!r} is supported", "Use another checkpoint")
-    missing = [key for key in list(_KEYS.values())[:4] if key not in fields]
-    if missing:
-        fail(f"{path}: key '{missing[0]}' is missing", "Copy the checkpoint again")
+    if not isinstance(fields.get("decoder_model_name"), str):
+        fail(f"{path}: key 'decoder_model_name' is missing", "Copy the checkpoint again")
+    try:
+        for field in ("doc_max_length", "compression_rate", "lora_rank"):
+            positive_int(fields, _KEYS[field])
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     known = {field: fields[key] for field, key in _KEYS.items() if key in fields}
     other = {key: value for key, value in fields.items() if key not in _KEYS.values()}
     return CheckpointConfig(**known, other=other)
@@ -122,6 +122,11 @@ def read_adapters(folder: Path, config: DecoderConfig, rank: int) -> dict[Role, 
         fail(f"{path} holds an adapter '{unknown[0]}'", f"Keep only {', '.join(sorted(roles))}")
     if "encoder_adapter" not in content:
         fail(f"{path} holds no 'encoder_adapter'", "Use a checkpoint that has been through stage 1")
+    for name, tensors in content.items():
+        if not isinstance(tensors, dict):
+            fail(f"{path}['{name}'] is a tensor, not an adapter's dict of tensors", "Copy the checkpoint again")
+        for key, tensor in tensors.items():
+            _require_weights(f"{path}['{name}']", key, tensor)
     return {
         roles[name]: adapter_from_tensors(tensors, config, rank, f"{path}['{name}']")
         for name, tensors in content.items()
@@ -136,6 +141,7 @@ def read_tables(folder: Path, config: DecoderConfig, vocab_size: int) -> tuple[n
     for name in expected:
         if name not in content:
             fail(f"{path}: tensor '{name}' is missing", "Copy the checkpoint again")
+        _require_weights(str(path), name, content[name])
         if content[name].shape != (vocab_size, config.hidden_size):
             fail(
                 f"{path}: '{name}' has shape {list(content[name].shape)}, the tokenizer with CLaRa's tokens and "
@@ -146,6 +152,13 @@ def read_tables(folder: Path, config: DecoderConfig, vocab_size: int) -> tuple[n
     if extra:
         fail(f"{path}: unexpected tensor '{extra[0]}'", "Copy the checkpoint again")
     return content[names.EMBED], None if config.tied_head else content[names.HEAD]
+
+
+def _require_weights(where: str, name: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray):
+        fail(f"{where}: '{name}' is a dict, not a tensor", "Copy the checkpoint again")
+    if value.dtype.kind in "iub":
+        fail(f"{where}: '{name}' has element type {value.dtype}", "Save floating-point weights")
 
 
 def write_checkpoint(

@@ -57,6 +57,8 @@ def read_pth(path: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged pickle can raise anything
         fail(f"{path} cannot be read ({type(error).__name__}: {error})", "Copy the file again")
+    if not isinstance(content, dict):
+        fail(f"{path} holds a {_kind(content)}, not a dict of tensors", "Save a state_dict, nothing else")
     _require_tensors(path, content, "")
     return content
 
@@ -90,8 +92,9 @@ def _rebuild_tensor(
     storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> np.ndarray:
     strides = [step * storage.itemsize for step in stride]
-    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True)) if 0 not in size else 0
-    if min(stride, default=0) < 0 or offset < 0 or last >= max(storage.size, 1):
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    outside = last >= storage.size and 0 not in size
+    if min(*stride, *size, offset, 0) < 0 or offset > storage.size or outside:
         raise ValueError(f"a tensor of shape {size} reaches past its storage of {storage.size} elements")
     return np.lib.stride_tricks.as_strided(storage[offset:], size, strides).copy()
 
@@ -99,12 +102,15 @@ def _rebuild_tensor(
 def _require_tensors(path: Path, value: Any, where: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
+            if not isinstance(key, str):
+                fail(f"{path}{where} has the key {key!r}, not a name", "Save a state_dict, nothing else")
             _require_tensors(path, item, f"{where}['{key}']")
     elif not isinstance(value, np.ndarray):
-        fail(
-            f"{path}{where} is a {type(value).__name__}, not a tensor",
-            "Save a dict of tensors (a state_dict), nothing else",
-        )
+        fail(f"{path}{where} is a {_kind(value)}, not a tensor", "Save a dict of tensors (a state_dict), nothing else")
+
+
+def _kind(value: Any) -> str:
+    return "tensor" if isinstance(value, np.ndarray) else type(value).__name__
 
 
 def write_pth(path: Path, tensors: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ memory is that of one tensor whatever the size of the shard.
 
 import dataclasses
 import json
+import math
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from clara_jax.checked_json import read_object
 from clara_jax.errors import fail
 
 DTYPES: dict[str, Any] = {
@@ -42,13 +44,13 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
         """The tensor, in memory of its own."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
-            values = np.fromfile(file, self.dtype, int(np.prod(self.shape, dtype=np.int64)))
+            values = np.fromfile(file, self.dtype, math.prod(self.shape))
         return values.reshape(self.shape)
 
 
@@ -67,10 +69,9 @@ def open_folder(folder: Path) -> dict[str, TensorEntry]:
                 "Point at a Hugging Face model folder in the safetensors format",
             )
         return open_file(single)
-    try:
-        where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        fail(f"{index} is not a safetensors index ({error!r})", "Download the file again")
+    where = read_object(index, "Download the file again").get("weight_map")
+    if not isinstance(where, dict) or not all(isinstance(shard, str) for shard in where.values()):
+        fail(f"{index} has no 'weight_map' from tensor names to file names", "Download the file again")
     entries: dict[str, TensorEntry] = {}
     for shard in sorted(set(where.values())):
         entries.update(open_file(folder / shard))
@@ -95,30 +96,39 @@ def open_file(path: Path) -> dict[str, TensorEntry]:
             fail(f"{path} is truncated ({size} bytes, its header alone needs more)", "Download the file again")
         try:
             header = json.loads(file.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            fail(f"{path} is not a safetensors file (its header is not JSON)", "Download the file again")
+        except (ValueError, RecursionError):
+            header = None
+    if not isinstance(header, dict):
+        fail(f"{path} is not a safetensors file (its header is not a JSON object)", "Download the file again")
     header.pop("__metadata__", None)
-    entries = {}
-    for name, fields in header.items():
-        if fields["dtype"] not in DTYPES:
-            fail(
-                f"{path}: tensor '{name}' has type {fields['dtype']}",
-                f"Convert it to one of {', '.join(DTYPES)}",
-            )
-        begin, end = fields["data_offsets"]
-        entry = TensorEntry(path, np.dtype(DTYPES[fields["dtype"]]), tuple(fields["shape"]), 8 + length + begin)
-        if end - begin != entry.nbytes:
-            fail(
-                f"{path}: tensor '{name}' of shape {list(entry.shape)} has {end - begin} bytes",
-                "Download the file again",
-            )
-        if 8 + length + end > size:
-            fail(
-                f"{path} is truncated: it has {size} bytes and tensor '{name}' ends at {8 + length + end}",
-                "Download the file again",
-            )
-        entries[name] = entry
-    return entries
+    return {name: _entry(path, name, fields, 8 + length, size) for name, fields in header.items()}
+
+
+def _entry(path: Path, name: str, fields: Any, data: int, size: int) -> TensorEntry:
+    """One checked entry of a header; `data` is where the file's data begin, `size` the file's size."""
+    fields = fields if isinstance(fields, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2 or not isinstance(dtype, str):
+        fail(f"{path}: the header's entry for tensor '{name}' is malformed", "Download the file again")
+    if dtype not in DTYPES:
+        fail(f"{path}: tensor '{name}' has type {dtype}", f"Convert it to one of {', '.join(DTYPES)}")
+    begin, end = offsets
+    entry = TensorEntry(path, np.dtype(DTYPES[dtype]), tuple(shape), data + begin)
+    if end - begin != entry.nbytes:
+        fail(
+            f"{path}: tensor '{name}' of shape {list(entry.shape)} has {end - begin} bytes",
+            "Download the file again",
+        )
+    if data + end > size:
+        fail(
+            f"{path} is truncated: it has {size} bytes and tensor '{name}' ends at {data + end}",
+            "Download the file again",
+        )
+    return entry
+
+
+def _naturals(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +142,7 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def write_file(path: Path, specs: list[TensorSpec], tensors: Iterator[np.ndarray]) -> None:

@@ -1,11 +1,11 @@
 """The decoder's configuration, and how each Hugging Face family states it."""
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any, Literal
 
+from clara_jax.checked_json import number, positive_int, read_object
 from clara_jax.errors import UserError, fail
 
 FAMILIES = ("mistral", "llama", "qwen2", "qwen3", "phi3")
@@ -101,12 +101,7 @@ class DecoderConfig:
 def read_decoder_config(folder: Path) -> DecoderConfig:
     """Read `config.json` of a Hugging Face model folder."""
     path = folder / "config.json"
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        fail(f"{path} does not exist", "Point at a Hugging Face model folder (config.json, *.safetensors)")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        fail(f"{path} is not JSON ({error})", "Download the model again")
+    fields = read_object(path, "Point at a Hugging Face model folder (config.json, *.safetensors)")
     try:
         return decoder_config_from_hf(fields)
     except UserError as error:
@@ -122,28 +117,29 @@ def decoder_config_from_hf(fields: dict[str, Any]) -> DecoderConfig:
     if family not in FAMILIES:
         fail(f"model family '{family}' is not supported", f"Use one of {', '.join(FAMILIES)}")
     _refuse_unsupported(family, fields)
-    try:
-        heads = fields["num_attention_heads"]
-        head_dim = fields.get("head_dim") or fields["hidden_size"] // heads
-        return DecoderConfig(
-            family=family,
-            vocab_size=fields["vocab_size"],
-            hidden_size=fields["hidden_size"],
-            intermediate_size=fields["intermediate_size"],
-            num_layers=fields["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=fields.get("num_key_value_heads") or heads,
-            head_dim=head_dim,
-            rope=_rope_from_hf(fields, head_dim),
-            rms_norm_eps=fields["rms_norm_eps"],
-            tied_head=fields.get("tie_word_embeddings", False),
-            biased=_biased_projections(family, fields),
-            qk_norm=family == "qwen3",
-            fused_projections=family == "phi3",
-            windows=_windows(family, fields),
-        )
-    except KeyError as error:
-        fail(f"key {error} is missing", "Download the model's config.json again")
+    heads = positive_int(fields, "num_attention_heads")
+    hidden = positive_int(fields, "hidden_size")
+    given = {key: fields[key] for key in ("head_dim", "num_key_value_heads") if fields.get(key) is not None}
+    if family == "qwen3" and "head_dim" not in given:
+        fail("key 'head_dim' is missing", "Qwen3 states its head size; download config.json again")
+    head_dim = positive_int({"head_dim": hidden // heads, **given}, "head_dim")
+    return DecoderConfig(
+        family=family,
+        vocab_size=positive_int(fields, "vocab_size"),
+        hidden_size=hidden,
+        intermediate_size=positive_int(fields, "intermediate_size"),
+        num_layers=positive_int(fields, "num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=positive_int({"num_key_value_heads": heads, **given}, "num_key_value_heads"),
+        head_dim=head_dim,
+        rope=_rope_from_hf(fields, head_dim),
+        rms_norm_eps=number(fields, "rms_norm_eps"),
+        tied_head=bool(fields.get("tie_word_embeddings", False)),
+        biased=_biased_projections(family, fields),
+        qk_norm=family == "qwen3",
+        fused_projections=family == "phi3",
+        windows=_windows(family, fields),
+    )
 
 
 def _refuse_unsupported(family: str, fields: dict[str, Any]) -> None:
@@ -180,9 +176,12 @@ def _biased_projections(family: str, fields: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _windows(family: str, fields: dict[str, Any]) -> tuple[int, ...]:
-    window, layers = fields.get("sliding_window"), fields["num_hidden_layers"]
-    if not window or family == "llama":
+    layers = positive_int(fields, "num_hidden_layers")
+    if family == "mistral" and "sliding_window" not in fields:
+        fail("key 'sliding_window' is missing", "Write null for full attention; transformers would take 4096")
+    if not fields.get("sliding_window") or family == "llama":
         return ()
+    window = positive_int(fields, "sliding_window")
     if family in ("mistral", "phi3"):
         return (window,) * layers
     if not fields.get("use_sliding_window", False):
@@ -202,53 +201,60 @@ def _windows(family: str, fields: dict[str, Any]) -> tuple[int, ...]:
 
 def _rope_from_hf(fields: dict[str, Any], head_dim: int) -> Rope:
     scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
+    if not isinstance(scaling, dict):
+        fail(f"the rotary scaling is {scaling!r}", "It must be an object or null")
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    theta = scaling.get("rope_theta") or fields.get("rope_theta", 10_000.0)
-    partial = scaling.get("partial_rotary_factor") or fields.get("partial_rotary_factor") or 1.0
-    rope = Rope(theta=float(theta), rotary_dim=int(head_dim * partial))
-    longest = fields.get("max_position_embeddings", 0)
+    # transformers 5 keeps in rope_parameters what transformers 4 kept beside rope_scaling.
+    both = {**fields, **scaling}
+    partial = number(both, "partial_rotary_factor", 1.0)
+    rope = Rope(theta=number(both, "rope_theta", 10_000.0), rotary_dim=int(head_dim * partial))
     if kind == "default":
         return rope
     if kind == "linear":
-        return dataclasses.replace(rope, type="linear", factor=float(scaling["factor"]))
+        return dataclasses.replace(rope, type="linear", factor=number(scaling, "factor"))
     if kind == "dynamic":
-        return dataclasses.replace(rope, type="dynamic", factor=float(scaling["factor"]), original_length=longest)
+        length = positive_int(fields, "max_position_embeddings")
+        return dataclasses.replace(rope, type="dynamic", factor=number(scaling, "factor"), original_length=length)
     if kind == "llama3":
         return dataclasses.replace(
             rope,
             type="llama3",
-            factor=float(scaling["factor"]),
-            low_freq_factor=float(scaling["low_freq_factor"]),
-            high_freq_factor=float(scaling["high_freq_factor"]),
-            original_length=int(scaling["original_max_position_embeddings"]),
+            factor=number(scaling, "factor"),
+            low_freq_factor=number(scaling, "low_freq_factor"),
+            high_freq_factor=number(scaling, "high_freq_factor"),
+            original_length=positive_int(scaling, "original_max_position_embeddings"),
         )
     if kind in ("longrope", "su"):
-        return _longrope(rope, fields, scaling, longest)
+        return _longrope(rope, fields, scaling)
     fail(
         f"rotary scaling '{kind}' is not supported",
         "Use default, linear, dynamic, llama3 or longrope",
     )
 
 
-def _longrope(rope: Rope, fields: dict[str, Any], scaling: dict[str, Any], longest: int) -> Rope:
+def _longrope(rope: Rope, fields: dict[str, Any], scaling: dict[str, Any]) -> Rope:
     pairs = rope.rotary_dim // 2
+    factors = {}
     for key in ("short_factor", "long_factor"):
-        if len(scaling[key]) != pairs:
-            fail(
-                f"longrope '{key}' has {len(scaling[key])} entries for {pairs} rotary pairs",
-                "Correct the model's config.json",
-            )
-    original = fields.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings") or 0
-    factor = longest / original if original else scaling.get("factor") or 1.0
-    original = original or longest
-    attention = scaling.get("attention_factor")
-    if attention is None:
-        attention = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+        values = scaling.get(key)
+        if not isinstance(values, list) or len(values) != pairs:
+            found = f"{len(values)} entries" if isinstance(values, list) else repr(values)
+            fail(f"longrope '{key}' has {found} for {pairs} rotary pairs", "Correct the model's config.json")
+        factors[key] = tuple(number({key: value}, key) for value in values)
+    longest = positive_int(fields, "max_position_embeddings")
+    stated = {**scaling, **fields}.get("original_max_position_embeddings")
+    original = (
+        longest
+        if stated is None
+        else positive_int({"original_max_position_embeddings": stated}, "original_max_position_embeddings")
+    )
+    factor = number(scaling, "factor", 1.0) if stated is None else longest / original
+    default = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
     return dataclasses.replace(
         rope,
         type="longrope",
-        original_length=int(original),
-        short_factors=tuple(map(float, scaling["short_factor"])),
-        long_factors=tuple(map(float, scaling["long_factor"])),
-        attention_factor=float(attention),
+        original_length=original,
+        short_factors=factors["short_factor"],
+        long_factors=factors["long_factor"],
+        attention_factor=number(scaling, "attention_factor", default),
     )

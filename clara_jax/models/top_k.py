@@ -58,7 +58,9 @@ def select_top_k(
     """
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k is {k} for {scores.shape[1]} candidates; choose 1 <= k <= candidates")
-    if temperature <= 0:
+    if estimator not in SLOT_DISTRIBUTIONS:
+        raise ValueError(f"estimator is {estimator!r}; choose one of {', '.join(SLOT_DISTRIBUTIONS)}")
+    if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; choose a positive one")
     if estimator == "gumbel":
         if rng is None:
@@ -72,6 +74,7 @@ def select_top_k(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _select(how: TopK, scores: Array, memories: Array, noise: Array) -> tuple[Array, Array]:
     ranked_by = scores + noise if how.noise_in_forward else scores
+    ranked_by = jnp.where(ranked_by == 0, 0.0, ranked_by)  # lax.top_k puts 0.0 before -0.0
     indices = jax.lax.top_k(ranked_by, how.k)[1]
     return jnp.take_along_axis(memories, indices[:, :, None, None], axis=1), indices
 
@@ -100,13 +103,16 @@ def _sequential(how: TopK, scores: Array, noise: Array, indices: Array) -> Array
     picks = jax.nn.one_hot(indices, scores.shape[-1], dtype=jnp.bool_)
     taken = jnp.cumsum(picks, axis=1) - picks > 0
     lowered = -jnp.inf if how.exact_mask else LOG_TAKEN
-    logits = scores[:, None, :] / how.temperature + jnp.where(taken, lowered, 0.0)
-    some_left = jnp.max(logits, axis=-1, keepdims=True) > -jnp.inf  # else the slot teaches nothing
-    return jnp.where(some_left, jax.nn.softmax(logits, axis=-1), 0.0)
+    return _softmax(scores[:, None, :] / how.temperature + jnp.where(taken, lowered, 0.0))
 
 
 def _gumbel(how: TopK, scores: Array, noise: Array, indices: Array) -> Array:
-    return jax.nn.softmax((scores + noise) / how.temperature, axis=-1)[:, None, :]
+    return _softmax((scores + noise) / how.temperature)[:, None, :]
+
+
+def _softmax(logits: Array) -> Array:
+    some_left = jnp.max(logits, axis=-1, keepdims=True) > -jnp.inf  # else the slot teaches nothing
+    return jnp.where(some_left, jax.nn.softmax(logits, axis=-1), 0.0)
 
 
 # Each estimator is a function from scores to the slots' distributions, [batch, k or 1, candidates].

@@ -32,6 +32,7 @@ MISTRAL_7B: dict[str, Any] = {
     "num_key_value_heads": 8,
     "rms_norm_eps": 1e-5,
     "rope_theta": 1e6,
+    "sliding_window": None,
     "vocab_size": 32000,
 }
 

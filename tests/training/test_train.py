@@ -74,7 +74,7 @@ def test_train_writes_a_run_that_loads_and_goes_on_bit_for_bit(tmp_path: Path, d
 
 
 def test_train_one_step_of_every_retrieval_stage(tmp_path: Path):
-    """End-to-end and contrastive training run on records with different numbers of candidates."""
+    """End-to-end and contrastive training run on records with different numbers of candidates, all below k."""
     path = tmp_path / "data.jsonl"
     rows = [
         {"question": "Who?", "answer": "Dronor", "docs": ["a mill", "Dronor", "oil"][: 1 + i % 3], "pos_index": [0]}
@@ -82,7 +82,7 @@ def test_train_one_step_of_every_retrieval_stage(tmp_path: Path):
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for stage in ("end_to_end", "retrieval_pretraining"):
-        more = (f"--stage={stage}", "--steps=1", "--objective.top_k=1", "--objective.estimator=gumbel")
+        more = (f"--stage={stage}", "--steps=1", "--objective.top_k=4", "--objective.estimator=gumbel")
         loss = train(parse_train_config(arguments(tmp_path / stage, path, *more)))
         assert np.isfinite(loss)
 

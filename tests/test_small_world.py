@@ -1,0 +1,107 @@
+"""The small world is the quickstart's ground: its data must be sound, repeatable, and honest about what is held out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from clara_jax.data.records import parse_record
+from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.models.lora import LoraConfig
+from clara_jax.pretrained import new_model
+from experiments.small_world.base_data import Mix, draw_chats, pad_chats
+from experiments.small_world.make import WRITERS, write_world
+from experiments.small_world.words import KINDS, name_pool
+from experiments.small_world.world import make_world
+
+QUICKSTART = Path(__file__).parent.parent / "configs" / "quickstart"
+SPLITS = ("train", "test")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    write_world(folder, seed=3, train=40, test=40)
+    return folder
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_seed_writes_the_same_files_every_time(written, tmp_path):
+    write_world(tmp_path, seed=3, train=40, test=40)
+    names = sorted(path.name for path in written.iterdir())
+    assert names == sorted(f"{name}_{split}.jsonl" for name in WRITERS for split in SPLITS)
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (written / name).read_bytes()
+    write_world(tmp_path, seed=4, train=40, test=40)
+    assert (tmp_path / "end_to_end_train.jsonl").read_bytes() != (written / "end_to_end_train.jsonl").read_bytes()
+
+
+def test_no_name_is_in_both_splits():
+    for kind in KINDS:
+        assert not set(name_pool(kind, "train")) & set(name_pool(kind, "test"))
+    # Worlds of different seeds too: the base was trained on other seeds than the quickstart's.
+    trained, tested = make_world(1, "train"), make_world(0, "test")
+    assert not set(trained.by_title) & set(tested.by_title)
+    documents = " ".join(entity.document for entity in trained.entities)
+    assert not any(title in documents for title in tested.by_title)
+
+
+def test_every_record_is_valid_and_its_gold_document_has_the_answer(written):
+    for path in written.iterdir():
+        for fields in rows(written, path.name):
+            record = parse_record(fields)
+            gold = record.documents if record.positives is None else [record.documents[record.positives[-1]]]
+            assert record.data_type == "paraphrase" or all(
+                any(answer in document for document in gold) for answer in record.answers
+            )
+
+
+def test_the_bridging_document_of_a_two_hop_question_shares_no_name_with_it(written):
+    for fields in rows(written, "two_hop_train.jsonl"):
+        named, bridging = (fields["docs"][i] for i in fields["pos_index"])
+        question = set(fields["question"].rstrip("?").split())
+        names = {word for word in question if word[0].isupper()} - {fields["question"].split()[0]}
+        assert names <= set(named.replace(".", "").split())
+        assert len(names & set(bridging.replace(".", "").split())) < 2
+        assert fields["answer"] in bridging
+
+
+def test_a_world_has_near_duplicate_names_among_the_candidates(written):
+    alike = 0
+    for fields in rows(written, "end_to_end_test.jsonl"):
+        gold = fields["docs"][fields["pos_index"][0]]
+        name = [word for word in fields["question"].rstrip("?").split() if word[0].isupper() and word in gold]
+        others = [document for i, document in enumerate(fields["docs"]) if i not in fields["pos_index"]]
+        alike += any(word in document.split() for document in others for word in name)
+    assert alike > 15  # of 20
+
+
+def test_the_base_loads_and_is_small():
+    folder = QUICKSTART / "base"
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 4_000_000
+    pretrained = new_model(str(folder), 32, 8, LoraConfig(), seed=0)
+    assert len(pretrained.tokenizer.special.memory_ids) == 4
+
+
+def test_the_tokenizer_knows_every_word_of_the_committed_data():
+    tokenizer = ClaraTokenizer(QUICKSTART / "base", 4)
+    for name in ("compression_train.jsonl", "compression_test.jsonl"):
+        for fields in rows(QUICKSTART / "data", name):
+            text = fields["docs"][0]
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode(ids) == text
+            assert not any(piece.startswith("##") for piece in tokenizer.backend.convert_ids_to_tokens(ids))
+
+
+def test_a_training_chat_marks_exactly_the_answer():
+    import random
+
+    tokenizer = ClaraTokenizer(QUICKSTART / "base", 1)
+    chats = draw_chats(make_world(0, "train"), Mix((2, 2)), 4, tokenizer, random.Random(0))
+    batch = pad_chats(chats, tokenizer, 160)
+    for chat, tokens, targets in zip(chats, batch.tokens, batch.targets, strict=True):
+        answer = chat.split("<|assistant|>")[1].removesuffix("</s>")
+        assert tokenizer.decode(tokens[targets].tolist()) == answer
