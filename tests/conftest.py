@@ -39,5 +39,7 @@ def parity_folders(config: pytest.Config) -> list[Path]:
     """The folders that hold recorded cases: the one named, else this project's and the shared one."""
     named = config.getoption("--parity-dir")
     if named is not None:
+        if not named.is_dir():
+            raise pytest.UsageError(f"--parity-dir {named} is not a folder")
         return [named.resolve()]
     return [folder for folder in (FIXTURES, DEFAULT_PARITY) if folder.is_dir()]

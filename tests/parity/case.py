@@ -88,11 +88,11 @@ class StageCase:
         The files of stage 1 share their shapes, so that they compile once: three rows, of which the last may
         be empty, and the length limit.
         """
-        limit = self.texts["dec_max_len"]
-        if self.stage in STAGE_1:
-            return self._padded(side, rows=3, length=max(limit, 384), targets=320)
+        limit, rows = self.texts["dec_max_len"], len(self.samples)
         longest = max(len(s.exchange.tokens) for s in self.samples)
-        return self._padded(side, len(self.samples), longest, longest)
+        if self.stage in STAGE_1:
+            return self._padded(side, max(3, rows), max(limit, 384), max(320, longest))
+        return self._padded(side, rows, longest, longest)
 
     def reference_batch(self) -> Batch:
         """The samples in the reference's own layout and shapes."""

@@ -30,7 +30,8 @@ from clara_jax.training.stages import STAGES, StageName, split_trainable
 from tests.parity.case import StageCase, load_clara, named_gradients, relative_norm, to_host, worst_entry
 
 LOSS, STATES, GRADIENTS, STEPS = 1e-5, 1e-4, 5e-5, 1e-4
-EXACT_NEAR = 5e-4
+# A wrong window, theta, norm or missing bias moves losses by 1e-2 and gradients by 0.4 (tried on the fixtures).
+EXACT_NEAR = 2e-3
 STAGE_NAMES: dict[str, StageName] = {
     "stage1_2": "instruction_tuning",
     "stage2": "end_to_end",
