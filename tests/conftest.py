@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Eight devices for the multi-device tests; one compiler thread per worker, since the workers fill the cores.
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1")
+# Eight devices for the multi-device tests. The rest halves what the tests spend on compiling: one compiler thread
+# per worker (the workers fill the cores), and machine code without LLVM's optimisations. `.ci/run` repeats a
+# part of the parity tests with optimised code, and `tests.parity.report` always uses it.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_force_host_platform_device_count=8 --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_backend_optimization_level=0",
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 FIXTURES = ROOT / "tests" / "fixtures"

@@ -1,15 +1,18 @@
 """The small world is the quickstart's ground: its data must be sound, repeatable, and honest about what is held out."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from clara_jax.data.records import parse_record
 from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.interop.base import load_base
 from clara_jax.models.lora import LoraConfig
 from clara_jax.pretrained import new_model
 from experiments.small_world.base_data import Mix, draw_chats, pad_chats
+from experiments.small_world.base_model import exact_match, make_decoder
 from experiments.small_world.make import WRITERS, write_world
 from experiments.small_world.words import KINDS, name_pool
 from experiments.small_world.world import make_world
@@ -86,6 +89,16 @@ def test_the_base_loads_and_is_small():
     assert len(pretrained.tokenizer.special.memory_ids) == 4
 
 
+def test_the_base_answers_from_one_document_about_entities_it_has_never_met():
+    folder = QUICKSTART / "base"
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    decoder = make_decoder(config)
+    params = load_base(folder, decoder.config)
+    tokenizer = ClaraTokenizer(folder, 1)
+    found = exact_match(decoder, params, tokenizer, make_world(0, "test"), Mix((1, 1)), 64)
+    assert found >= 0.95
+
+
 def test_the_tokenizer_knows_every_word_of_the_committed_data():
     tokenizer = ClaraTokenizer(QUICKSTART / "base", 4)
     for name in ("compression_train.jsonl", "compression_test.jsonl"):
@@ -97,8 +110,6 @@ def test_the_tokenizer_knows_every_word_of_the_committed_data():
 
 
 def test_a_training_chat_marks_exactly_the_answer():
-    import random
-
     tokenizer = ClaraTokenizer(QUICKSTART / "base", 1)
     chats = draw_chats(make_world(0, "train"), Mix((2, 2)), 4, tokenizer, random.Random(0))
     batch = pad_chats(chats, tokenizer, 160)

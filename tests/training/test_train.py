@@ -1,6 +1,7 @@
 """`python -m clara_jax.train`: what it writes, how it goes on, and what it says to wrong input."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -60,8 +61,6 @@ def test_train_writes_a_run_that_loads_and_goes_on_bit_for_bit(tmp_path: Path, d
     assert load_config(whole / "config.yaml") == parse_train_config(arguments(whole, data))
 
     train(parse_train_config(arguments(parts, data)))
-    import shutil
-
     shutil.rmtree(parts / "checkpoints" / "4")  # as if killed before its last save
     assert train(parse_train_config(arguments(parts, data))) == last
     assert len((parts / "metrics.jsonl").read_text().splitlines()) == 4
@@ -138,7 +137,7 @@ def test_wrong_config_file_is_refused_by_key(tmp_path: Path, content: bytes, nam
 
 def test_train_refuses_to_go_on_with_another_base(tmp_path: Path, data: Path):
     """A run's adapters are worth nothing on another base model."""
-    train(parse_train_config(arguments(tmp_path / "run", data, "--steps=1")))
+    train(parse_train_config(arguments(tmp_path / "run", data)))
     other = FIXTURES / "phi3_default" / "base"
     with pytest.raises(UserError, match="fingerprint"):
         train(parse_train_config(arguments(tmp_path / "run", data, f"--model.base={other}")))
@@ -150,7 +149,7 @@ def test_bad_record_is_named_or_skipped(tmp_path: Path, data: Path, capsys):
         file.write('{"question": ["a"], "answers": ["b"], "docs": "not a list"}\n')
     with pytest.raises(UserError, match=r"data.jsonl, line 13: field 'docs' must be a list of texts"):
         train(parse_train_config(arguments(tmp_path / "stop", data)))
-    train(parse_train_config(arguments(tmp_path / "skip", data, "--data.on_bad_record=skip", "--steps=1")))
+    train(parse_train_config(arguments(tmp_path / "skip", data, "--data.on_bad_record=skip")))
     assert "skipped 1 bad records, kept 12" in capsys.readouterr().out
 
 

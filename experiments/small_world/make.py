@@ -1,0 +1,113 @@
+"""Write the small world as training and test data: `python -m experiments.small_world.make --out DIR --seed 0`.
+
+For each split (`train`, `test`), in the formats of `clara_jax.data.records` (of the bulky last two there are half and
+a quarter as many rows):
+
+- `compression_SPLIT.jsonl`: for each document a question list and a paraphrase;
+- `instruction_SPLIT.jsonl`: a question, its answer, and three documents in random order, one of which has it;
+- `end_to_end_SPLIT.jsonl`: a question, its answer, ten candidates, and in `pos_index` where the document is;
+- `two_hop_SPLIT.jsonl`: the same for two-hop questions; `pos_index` holds first the document that the question
+  names, then the bridging one, which has the answer.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.small_world.relations import RELATIONS
+from experiments.small_world.words import KINDS
+from experiments.small_world.world import Question, World, ask, ask_two_hop, distractors, make_world
+
+INSTRUCTION_DOCUMENTS = 3
+CANDIDATES = 10
+Row = dict[str, Any]
+
+
+def compression_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
+    """A question-list row and a paraphrase row for each of `count` documents."""
+    for entity in rng.sample(world.entities, min(count, len(world.entities))):
+        names = [found.name for found in RELATIONS[entity.kind]]
+        questions = [ask(entity, name, rng) for name in rng.sample(names, len(names))]
+        yield {
+            "data_type": "qa",
+            "question": [question.text for question in questions],
+            "answers": [question.answer for question in questions],
+            "docs": [entity.document],
+        }
+        yield {"data_type": "paraphrase", "answers": [entity.paraphrase], "docs": [entity.document]}
+
+
+def instruction_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
+    """Questions with a few documents; nothing says which of them has the answer."""
+    for _ in range(count):
+        row = _with_candidates(world, single_hop(world, rng), INSTRUCTION_DOCUMENTS, rng)
+        del row["pos_index"]
+        yield row
+
+
+def end_to_end_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
+    """Single-hop questions with candidates."""
+    for _ in range(count):
+        yield _with_candidates(world, single_hop(world, rng), CANDIDATES, rng)
+
+
+def two_hop_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
+    """Two-hop questions with candidates."""
+    for _ in range(count):
+        entity = rng.choice(world.by_kind[rng.choice(KINDS)])
+        yield _with_candidates(world, ask_two_hop(world, entity, rng), CANDIDATES, rng)
+
+
+def single_hop(world: World, rng: random.Random) -> Question:
+    """A question about a random fact of a random entity, every kind equally often."""
+    entity = rng.choice(world.by_kind[rng.choice(KINDS)])
+    return ask(entity, rng.choice(list(entity.facts)), rng)
+
+
+# File name -> what writes it, and for what share of the count asked for.
+WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], float]] = {
+    "compression": (compression_rows, 1.0),
+    "instruction": (instruction_rows, 1.0),
+    "end_to_end": (end_to_end_rows, 0.5),
+    "two_hop": (two_hop_rows, 0.25),
+}
+
+
+def write_world(folder: Path, seed: int, train: int, test: int) -> None:
+    """Write all files of the world of `seed`, from `train` and `test` documents or questions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, count in (("train", train), ("test", test)):
+        world = make_world(seed, split)
+        for name, (rows, share) in WRITERS.items():
+            rng = random.Random(f"{seed} {split} {name}")
+            lines = [json.dumps(row) + "\n" for row in rows(world, round(share * count), rng)]
+            (folder / f"{name}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def _with_candidates(world: World, question: Question, count: int, rng: random.Random) -> Row:
+    entities = [*question.path, *distractors(world, question.path, count - len(question.path), rng)]
+    order = rng.sample(range(count), count)
+    return {
+        "question": question.text,
+        "answer": question.answer,
+        "docs": [entities[i].document for i in order],
+        "pos_index": [order.index(i) for i in range(len(question.path))],
+    }
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--train", type=int, default=400, help="documents or questions of the training files")
+    parser.add_argument("--test", type=int, default=200, help="the same of the test files")
+    args = parser.parse_args()
+    write_world(args.out, args.seed, args.train, args.test)
+
+
+if __name__ == "__main__":
+    main()
