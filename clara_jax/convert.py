@@ -7,7 +7,6 @@ peft        run directory or checkpoint    ->  one PEFT safetensors folder per a
 """
 
 import argparse
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from clara_jax.errors import run_command
 from clara_jax.files import new_folder
 from clara_jax.interop.adapters import write_peft
 from clara_jax.interop.base import Progress, base_fingerprint, load_base, read_pieces, save_base
-from clara_jax.interop.orbax_base import write_orbax_base
+from clara_jax.interop.orbax_base import copy_companions, write_orbax_base
 from clara_jax.models.config import read_decoder_config
 from clara_jax.models.lora import LoraConfig
 from clara_jax.models.roles import ROLES
@@ -40,10 +39,7 @@ def convert_hf(source: str, out: Path) -> None:
     config = read_decoder_config(folder)
     with new_folder(out) as partial, _progress("tensors") as progress:
         save_base(partial, load_base(folder, config, progress=progress), config)
-        for pattern in ("*.json", "*.jinja"):
-            for file in folder.glob(pattern):
-                if not file.name.endswith(".safetensors.index.json"):
-                    shutil.copyfile(file, partial / file.name)
+        copy_companions(folder, partial)
 
 
 def convert_checkpoint(source: str, out: Path) -> None:

@@ -17,12 +17,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from clara_jax.errors import fail
+from clara_jax.interop.safetensors import INDEX
 from clara_jax.models.config import DecoderConfig
 
 ORBAX, MANIFEST = "orbax", "base.json"
 Piece = tuple[tuple[str, ...], int | None, Any]
-_COPIED = ("*.json", "*.jinja")
-_WEIGHT_INDEX = "model.safetensors.index.json"
 
 
 def is_orbax_base(folder: Path) -> bool:
@@ -30,12 +29,17 @@ def is_orbax_base(folder: Path) -> bool:
     return (folder / ORBAX / MANIFEST).exists()
 
 
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy what stands beside a base model's weights: config and tokenizer files."""
+    for pattern in ("*.json", "*.jinja"):
+        for file in source.glob(pattern):
+            if file.name != INDEX:
+                shutil.copyfile(file, out / file.name)
+
+
 def write_orbax_base(source: Path, out: Path, pieces: Iterable[Piece], fingerprint: str) -> None:
     """Write `pieces` (leaf path, layer, values) layer by layer, and copy config and tokenizer files of `source`."""
-    for pattern in _COPIED:
-        for file in source.glob(pattern):
-            if file.name != _WEIGHT_INDEX:
-                shutil.copyfile(file, out / file.name)
+    copy_companions(source, out)
     (out / ORBAX).mkdir()
     names = []
     with ocp.StandardCheckpointer() as checkpointer:
