@@ -17,13 +17,13 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from clara_jax import generation, pretrained
-from clara_jax.data.buckets import round_up
-from clara_jax.data.collate import Exchange, pad_encoder_inputs, pad_exchanges
+from clara_jax.data.collate import pad_encoder_inputs, pad_exchanges, round_up
 from clara_jax.data.prompts import Prompt, answer_prompt, paraphrase_prompt
+from clara_jax.data.samples import Exchange
 from clara_jax.errors import fail
 from clara_jax.files import new_folder
 from clara_jax.models.roles import EncoderInputs, Params, Role, RoleModel, cosine_scores
-from clara_jax.pretrained import Pretrained
+from clara_jax.pretrained import Pretrained, with_query_reasoner
 from clara_jax.training.runs import load_model
 
 # The reference cuts prompts to this many tokens in generation.
@@ -52,7 +52,7 @@ class Clara:
         """Wrap a loaded model; use `Clara.from_pretrained` for a folder."""
         self.loaded = loaded
         self.model: RoleModel = loaded.model
-        self.params: Params = loaded.params
+        self.params: Params = with_query_reasoner(loaded.params)
         self.tokenizer = loaded.tokenizer
         self.doc_max_length = loaded.checkpoint.doc_max_length
         self.top_k = loaded.checkpoint.top_k

@@ -1,12 +1,14 @@
 """A whole model from a folder: base weights, tokenizer, adapters and memory tokens."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from clara_jax.checked_json import read_object
 from clara_jax.data.tokenizer import ClaraTokenizer, SpecialTokens
@@ -17,7 +19,8 @@ from clara_jax.interop.clara_checkpoint import CheckpointConfig
 from clara_jax.models.config import DecoderConfig, read_decoder_config
 from clara_jax.models.decoder import Decoder, RematPolicy
 from clara_jax.models.lora import LoraConfig, init_adapter
-from clara_jax.models.roles import ROLES, Params, RoleModel
+from clara_jax.models.roles import ROLES, AnyArray, Params, RoleModel
+from clara_jax.sharding import base_sharding, check_heads, place
 
 # transformers draws new vocabulary entries around the mean entry with this share of the old ones' spread.
 _NEW_ENTRY_SPREAD = 1e-9**0.5
@@ -47,32 +50,30 @@ def load_checkpoint(
     folder: Path,
     base: str | None = None,
     dtype: str | None = None,
-    remat: RematPolicy = "everything",
-    lora_dropout: float = 0.0,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Pretrained:
-    """Load a CLaRa checkpoint in the reference's format. A query reasoner it lacks is the compressor's copy.
+    """Load a CLaRa checkpoint in the reference's format.
 
-    `base` overrides the base model that the checkpoint names.
+    `base` overrides the base model that the checkpoint names. On a `mesh` the base weights are divided.
     """
     checkpoint = clara_checkpoint.read_config(folder)
-    lora = LoraConfig(checkpoint.lora_rank, 2.0 * checkpoint.lora_rank, lora_dropout)
+    lora = LoraConfig(checkpoint.lora_rank, 2.0 * checkpoint.lora_rank, dropout=0.0)
     found = resolve_base(base or checkpoint.base_model, beside=folder)
     tokenizer = ClaraTokenizer(found, checkpoint.num_memory)
     decoder_config = read_decoder_config(found)
     size = len(tokenizer)
     embed, head = clara_checkpoint.read_tables(folder, decoder_config, size)
     adapters = clara_checkpoint.read_adapters(folder, decoder_config, checkpoint.lora_rank)
-    adapters.setdefault("query_reasoner", adapters["compressor"])
-    params = _base_params(found, decoder_config, dtype or default_dtype(), size, progress)
-    kept = params["base"]["embed"].dtype
-    params["base"]["embed"] = jnp.asarray(embed, kept)
-    if head is not None:
-        params["base"]["head"] = jnp.asarray(head.T, kept)
+    params = _base_params(found, decoder_config, dtype or default_dtype(), size, progress, mesh)
+    base_tree = params["base"]
+    for name, table in (("embed", embed), ("head", None if head is None else head.T)):
+        if table is not None:
+            base_tree[name] = place(table.astype(base_tree[name].dtype), base_tree[name].sharding)
     ids = tokenizer.special.memory_ids
     params["memory_tokens"] = jnp.asarray(embed[ids], jnp.float32)
     params.update(jax.tree.map(jnp.asarray, dict(adapters)))
-    model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), remat)
+    model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), "everything")
     return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))
 
 
@@ -86,26 +87,32 @@ def new_model(
     remat: RematPolicy = "everything",
     top_k: int = 1,
     progress: Progress | None = None,
+    mesh: Mesh | None = None,
 ) -> Pretrained:
-    """A fresh model on a base: new adapters for all three roles, new memory tokens, all drawn from `seed`.
+    """A fresh model on a base: new compressor, generator and memory tokens, all drawn from `seed`.
 
-    The query reasoner starts as the compressor's copy (paper, Sec. 3.3).
+    It has no query reasoner yet (see `with_query_reasoner`). On a `mesh` the base weights are divided.
     """
     found = resolve_base(base)
     tokenizer = ClaraTokenizer(found, doc_max_length // compression_rate)
     decoder_config = read_decoder_config(found)
-    params = _base_params(found, decoder_config, dtype or default_dtype(), len(tokenizer), progress)
+    params = _base_params(found, decoder_config, dtype or default_dtype(), len(tokenizer), progress, mesh)
     compressor_rng, generator_rng, memory_rng = jax.random.split(jax.random.key(seed), 3)
     params["compressor"] = init_adapter(compressor_rng, decoder_config, lora.rank)
-    params["query_reasoner"] = params["compressor"]
     params["generator"] = init_adapter(generator_rng, decoder_config, lora.rank)
     old = params["base"]["embed"][: min(decoder_config.vocab_size, tokenizer.special.first_memory)]
     old = old.astype(jnp.float32)
     noise = jax.random.normal(memory_rng, (tokenizer.special.num_memory, decoder_config.hidden_size))
-    params["memory_tokens"] = old.mean(axis=0) + _NEW_ENTRY_SPREAD * old.std(axis=0) * noise
+    # The table may lie on several hosts, the noise lies on this one: as a NumPy array it can meet the table.
+    params["memory_tokens"] = old.mean(axis=0) + _NEW_ENTRY_SPREAD * old.std(axis=0) * np.asarray(noise)
     model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), remat)
     checkpoint = CheckpointConfig(base, doc_max_length, compression_rate, lora.rank, top_k)
     return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))
+
+
+def with_query_reasoner(params: Params) -> Params:
+    """`params` with a query reasoner: its own, or, before it is ever trained, the compressor's copy (Sec. 3.3)."""
+    return {"query_reasoner": params["compressor"], **params}
 
 
 def special_rows(params: Params, special: SpecialTokens) -> dict[str, jax.Array]:
@@ -115,7 +122,7 @@ def special_rows(params: Params, special: SpecialTokens) -> dict[str, jax.Array]
     return rows | ({"head": params["base"]["head"][:, ids]} if "head" in params["base"] else {})
 
 
-def set_special_rows(params: Params, rows: dict[str, jax.Array], special: SpecialTokens) -> None:
+def set_special_rows(params: Params, rows: dict[str, AnyArray], special: SpecialTokens) -> None:
     """Put `special_rows` back into the frozen tables."""
     base, ids = params["base"], slice(special.first_memory, special.sep + 1)
     base["embed"] = base["embed"].at[ids].set(rows["embed"])
@@ -157,8 +164,14 @@ def resolve_base(name: str, beside: Path | None = None) -> Path:
         )
 
 
-def _base_params(folder: Path, config: DecoderConfig, dtype: str, size: int, progress: Progress | None) -> Params:
-    return {"base": load_base(folder, config, jnp.dtype(dtype), size, progress)}
+def _base_params(
+    folder: Path, config: DecoderConfig, dtype: str, size: int, progress: Progress | None, mesh: Mesh | None
+) -> Params:
+    if mesh is None:
+        return {"base": load_base(folder, config, jnp.dtype(dtype), size, progress)}
+    check_heads(mesh, config.num_heads, config.num_kv_heads)
+    sharding = functools.partial(base_sharding, mesh)
+    return {"base": load_base(folder, config, jnp.dtype(dtype), size, progress, sharding)}
 
 
 def _role_model(

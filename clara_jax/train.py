@@ -1,16 +1,41 @@
-"""`python -m clara_jax.train --config FILE [--key VALUE ...]`: train one stage."""
+"""`python -m clara_jax.train --config FILE [--key VALUE ...]`: train a stage, or a curriculum of them."""
 
-from clara_jax.config import parse_train_config
+import sys
+
+from clara_jax.cluster import is_main, joined
+from clara_jax.curriculum import parse_runs
 from clara_jax.errors import run_command
-from clara_jax.training.loop import train
+from clara_jax.training.loop import Outcome, train
+from clara_jax.training.stop import STOPPED_STATUS
 
 
 def main() -> None:
     """Parse, train, and say where the results are."""
-    config = parse_train_config()
-    loss = train(config)
-    print(f"Last loss {loss:.4f}. Checkpoints and metrics are in {config.run_dir}.")
-    print(f"Curves: tensorboard --logdir {config.run_dir}/tensorboard")
+    runs = parse_runs()
+    with joined(runs[0].cluster):
+        for config in runs:
+            outcome = train(config)
+            if is_main():
+                print(_summary(outcome, config.run_dir), flush=True)
+            if not outcome.finished:
+                sys.exit(STOPPED_STATUS)
+        if is_main():
+            print(f"Curves: tensorboard --logdir {runs[0].run_dir if len(runs) == 1 else _parent(runs[0].run_dir)}")
+
+
+def _summary(outcome: Outcome, run_dir: str) -> str:
+    if outcome.loss is None:
+        return f"{run_dir} has already taken its {outcome.steps} steps."
+    if not outcome.finished:
+        return (
+            f"Stopped after step {outcome.step} of {outcome.steps}, loss {outcome.loss:.4f}, and saved. "
+            "Give the same command to go on."
+        )
+    return f"Last loss {outcome.loss:.4f}. Checkpoints and metrics are in {run_dir}."
+
+
+def _parent(run_dir: str) -> str:
+    return run_dir.rpartition("/")[0]
 
 
 if __name__ == "__main__":

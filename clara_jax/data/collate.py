@@ -13,21 +13,15 @@ from typing import Literal
 
 import numpy as np
 from jax import tree_util
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
+from clara_jax.data.length_classes import Shape
+from clara_jax.data.samples import Exchange, Sample
 from clara_jax.data.tokenizer import SpecialTokens
 from clara_jax.errors import fail
 from clara_jax.models.roles import AnyArray, EncoderInputs, GeneratorInputs
 
 Side = Literal["left", "right"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Exchange:
-    """A tokenised prompt with its answer: `tokens[prompt_length:]` are the targets."""
-
-    tokens: list[int]
-    prompt_length: int
 
 
 @tree_util.register_dataclass
@@ -37,6 +31,8 @@ class Batch:
 
     `documents.tokens` is [batch, candidates, length]; `candidates` marks the documents that exist,
     `positives` those known to be relevant (retrieval only). `questions` is read by the query reasoner.
+    `rows` is each sample's place in the whole batch of the step, from which its dropout is drawn, so that it
+    does not depend on how a batch is cut; without it the batch is taken as whole.
     """
 
     documents: EncoderInputs
@@ -44,6 +40,30 @@ class Batch:
     prompts: GeneratorInputs | None = None
     questions: EncoderInputs | None = None
     positives: Bool[AnyArray, "batch candidates"] | None = None
+    rows: Int[AnyArray, " batch"] | None = None
+
+
+def collate(samples: Sequence[Sample], special: SpecialTokens, shape: Shape, rows: Sequence[int]) -> Batch:
+    """The samples padded to `shape`; `rows` are their places in the whole batch of the step.
+
+    A sample without documents and with one token of prompt is a masked row.
+    """
+    documents, exists = pad_candidates(
+        [s.documents for s in samples], special, shape.document, at_least=shape.candidates
+    )
+    prompts = pad_exchanges(
+        [s.exchange for s in samples],
+        [s.slots for s in samples],
+        special,
+        shape.prompt,
+        shape.targets,
+        at_least=shape.slots,
+    )
+    questions = positives = None
+    if shape.question:
+        questions = pad_encoder_inputs([s.question or [] for s in samples], special, shape.question)
+        positives = np.array([[i in (s.positives or ()) for i in range(shape.candidates)] for s in samples], bool)
+    return Batch(documents, exists, prompts, questions, positives, np.array(rows, np.int32))
 
 
 def pad_encoder_inputs(
@@ -109,7 +129,7 @@ def pad_exchanges(
         start = length - size if side == "left" else 0
         tokens[row, start : start + size] = exchange.tokens
         valid[row, start : start + size] = True
-        slots[row, : documents[row]] = start + _memory_slots(exchange.tokens, documents[row], special)
+        slots[row, : documents[row]] = start + memory_columns(exchange.tokens, documents[row], special)
         answer = np.arange(exchange.prompt_length, size)
         target_columns[row, : len(answer)] = start + answer - 1
         target_tokens[row, : len(answer)] = exchange.tokens[exchange.prompt_length :]
@@ -117,10 +137,13 @@ def pad_exchanges(
     return GeneratorInputs(tokens, valid, slots, target_columns, target_tokens, weights)
 
 
-def _memory_slots(tokens: list[int], documents: int, special: SpecialTokens) -> np.ndarray:
-    """Columns of the memories, [documents, m]: from the first `<MEM0>` on, with a `<SEP>` after each."""
+def memory_columns(tokens: list[int], documents: int, special: SpecialTokens) -> Int[np.ndarray, "documents memory"]:
+    """Columns of the memories in a prompt: from the first `<MEM0>` on, with a `<SEP>` after each.
+
+    Raises `UserError` if the prompt was cut so short that they are not all there.
+    """
     if documents == 0:
-        return np.zeros((0, special.num_memory), np.int32)
+        return np.zeros((0, special.num_memory), np.int64)
     stride = special.num_memory + 1
     first = tokens.index(special.first_memory) if special.first_memory in tokens else len(tokens)
     if first + documents * stride > len(tokens):
@@ -129,3 +152,14 @@ def _memory_slots(tokens: list[int], documents: int, special: SpecialTokens) -> 
             "Raise the generator's length limit or take fewer documents",
         )
     return first + np.arange(documents)[:, None] * stride + np.arange(special.num_memory)[None, :]
+
+
+def round_up(length: int, limit: int) -> int:
+    """A length to pad `length` tokens to, at most `limit`, where no data is known to choose shapes from.
+
+    Lengths are 32, 48, 64, 96, 128, 192, ...: padding is below a third of a row, and few are compiled.
+    """
+    padded = 32
+    while padded < length:
+        padded = padded * 3 // 2 if padded & (padded - 1) == 0 else padded * 4 // 3
+    return max(min(padded, limit), length)

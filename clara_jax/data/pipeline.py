@@ -1,31 +1,150 @@
-"""The stream of training batches: records, shuffled, tokenised and padded, by grain.
+"""Batches of a few fixed shapes, prepared ahead by grain.
 
-The order is a function of the seed and of a batch's number alone, so that a run can go on from any step.
+The order is a function of the seed and of a batch's number alone, so that a run can go on from any step; which
+samples a batch has, its shape and its counts are known without reading a token, so that every process can read
+its own rows of it and needs to ask no other.
 """
 
 import dataclasses
-import random
+import functools
+import hashlib
+import json
+import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from pathlib import Path
 
 import grain
 import numpy as np
+from absl import flags
+from jaxtyping import Int
 
-from clara_jax.data.buckets import round_up
-from clara_jax.data.collate import Batch, pad_candidates, pad_encoder_inputs, pad_exchanges
-from clara_jax.data.records import Record
-from clara_jax.data.samples import Limits, Sample, compression_sample, instruction_sample, retrieval_sample
-from clara_jax.data.tokenizer import ClaraTokenizer, SpecialTokens
+from clara_jax.data.collate import Batch, collate
+from clara_jax.data.length_classes import LengthClasses, Shape, choose_classes
+from clara_jax.data.order import FileOrder, TrainingOrder
+from clara_jax.data.records import BadRecordPolicy
+from clara_jax.data.samples import Exchange, Limits, Sample, SampleKind
+from clara_jax.data.token_cache import Recipe, default_cache_dir, tokenize
+from clara_jax.data.tokenized import TokenizedDataset
+from clara_jax.data.tokenizer import LAYOUT_TOKENS, ClaraTokenizer, SpecialTokens
+from clara_jax.errors import fail
 
-SampleKind = Literal["compression", "instruction", "retrieval"]
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Training records.
+
+    Args:
+        path: Sources: .jsonl or .parquet files, folders of Hugging Face datasets, hub ids (owner/name:split).
+        weights: Each source's share of the samples (default: every sample once an epoch).
+        on_bad_record: Stop at a malformed record, or skip and count it.
+        question_max_length: Longest question in tokens for the query reasoner.
+        prompt_max_length: Longest prompt with answer in tokens for the generator.
+        length_classes: Batch shapes to choose from the data; more have less padding, each is compiled once.
+        workers: Processes that prepare batches; 0 prepares them in threads of this one.
+        cache_dir: Where tokenised sources are kept (default: clara_jax/tokens in the user's cache folder).
+
+    """
+
+    path: list[str]
+    weights: list[float] | None = None
+    on_bad_record: BadRecordPolicy = "stop"
+    question_max_length: int = 256
+    prompt_max_length: int = 1024
+    length_classes: int = 4
+    workers: int = 0
+    cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.path:
+            fail("data.path is empty", "Name at least one source of records")
+        for key in ("question_max_length", "prompt_max_length", "length_classes"):
+            if getattr(self, key) < 1:
+                fail(f"data.{key} is {getattr(self, key)}", "Give at least 1")
+        if self.workers < 0:
+            fail(f"data.workers is {self.workers}", "Give 0 or a number of processes")
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.path):
+            fail(
+                f"data.weights has {len(self.weights)} numbers and data.path {len(self.path)} sources",
+                "Give one weight for each source",
+            )
+        for weight in self.weights:
+            if not (weight > 0 and math.isfinite(weight)):
+                fail(f"data.weights holds {weight}", "Give positive numbers, and leave out sources that are not wanted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """All tokenised sources of a run. A sample's number counts on from source to source."""
+
+    datasets: tuple[TokenizedDataset, ...]
+    weights: tuple[float, ...] | None
+    recipe: Recipe
+    special: SpecialTokens
+
+    def __len__(self) -> int:
+        return sum(map(len, self.datasets))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any sample and with the weights; where and in what form the sources are has no part in it."""
+        text = json.dumps([[dataset.checksum for dataset in self.datasets], self.weights])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def sample(self, number: int) -> Sample:
+        """Sample `number`. Raises `IndexError`."""
+        for dataset in self.datasets:
+            if number < len(dataset):
+                return dataset.sample(number)
+            number -= len(dataset)
+        raise IndexError(f"sample {number + len(self)} of {len(self)}")
+
+    @functools.cached_property
+    def lengths(self) -> Int[np.ndarray, "samples 5"]:
+        """Each sample's `tokenized.LENGTHS`."""
+        return np.concatenate([dataset.lengths for dataset in self.datasets])
+
+    @functools.cached_property
+    def totals(self) -> Int[np.ndarray, "samples 4"]:
+        """Each sample's `tokenized.TOTALS`."""
+        return np.concatenate([dataset.totals for dataset in self.datasets])
+
+
+def load(
+    config: DataConfig,
+    tokenizer: ClaraTokenizer,
+    kind: SampleKind,
+    doc_max_length: int,
+    top_k: int,
+    seed: int,
+    report: Callable[[str], None] = print,
+) -> Data:
+    """Tokenise all sources, or take them from the cache, and `report` a line on each.
+
+    Raises `UserError` for a source that cannot be used.
+    """
+    limits = Limits(doc_max_length, config.question_max_length, config.prompt_max_length)
+    recipe = Recipe(kind, limits, top_k, seed, config.on_bad_record)
+    cache_dir = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    datasets = []
+    for name in config.path:
+        dataset = tokenize(name, tokenizer, recipe, cache_dir, report)
+        skipped = f"{dataset.skipped} skipped" + (f" (first: {dataset.reason})" if dataset.reason else "")
+        cut = int(dataset.totals[:, 3].sum())
+        report(f"{name}: {len(dataset)} samples, {skipped}, {cut} texts longer than their limit")
+        datasets.append(dataset)
+    weights = None if config.weights is None else tuple(config.weights)
+    return Data(tuple(datasets), weights, recipe, tokenizer.special)
 
 
 @dataclasses.dataclass(frozen=True)
 class Counted:
-    """A batch with what the host counted in it.
+    """A batch, or some rows of it, with what the host counted in the whole of it.
 
-    `tokens` are real tokens by kind (document, target), `padding` the share of all columns that are padding,
-    `cut` the number of texts that were longer than their limit.
+    Tokens are real ones, `padding` is the share of all columns that is padding, `cut` the number of texts that were
+    longer than their limit. `samples` are the numbers of the whole batch's samples in order, -1 for a masked row.
     """
 
     batch: Batch
@@ -33,72 +152,121 @@ class Counted:
     target_tokens: int
     padding: float
     cut: int
+    shape: Shape
+    samples: Int[np.ndarray, " batch"]
 
 
-def batches(
-    records: Sequence[Record],
-    tokenizer: ClaraTokenizer,
-    limits: Limits,
-    kind: SampleKind,
-    top_k: int,
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """Batches by number, in an order and of the shapes of some classes; of each batch only `rows` are read."""
+
+    data: Data
+    order: TrainingOrder | FileOrder
+    classes: LengthClasses
+    rows: tuple[int, ...]
+    workers: int = 0
+
+    @property
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes that batches come in, smallest first: those that will be compiled."""
+        return self.classes.shapes
+
+    @functools.cached_property
+    def expected_padding(self) -> float:
+        """Share of all columns that is padding, over the first window of batches (or all, in file order)."""
+        order = self.order
+        number = order.window_batches if isinstance(order, TrainingOrder) else len(order)
+        counts = [self._count(order.batch(i)) for i in range(number)]
+        return 1.0 - sum(real for _, real in counts) / sum(columns for columns, _ in counts)
+
+    def iterate(self, start: int = 0) -> Iterator[Counted]:
+        """The batches from number `start` on, prepared ahead."""
+        end = sys.maxsize if isinstance(self.order, TrainingOrder) else len(self.order)
+        made = grain.MapDataset.range(start, end).map(self.__getitem__)
+        if self.workers == 0:
+            return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes ask for absl flags, which only absl programs parse
+        options = grain.MultiprocessingOptions(num_workers=self.workers, per_worker_buffer_size=2)
+        return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=1)).mp_prefetch(options))
+
+    def __getitem__(self, number: int) -> Counted:
+        """Batch `number`."""
+        samples = self.order.batch(number)
+        real = samples[samples >= 0]
+        shape = self._shape(samples)
+        columns, tokens = self._count(samples)
+        document_tokens, target_tokens, _, cut = self.data.totals[real].sum(axis=0, dtype=np.int64).tolist()
+        mine = [self.data.sample(int(i)) if i >= 0 else self._masked for i in samples[list(self.rows)]]
+        return Counted(
+            batch=collate(mine, self.data.special, shape, self.rows),
+            document_tokens=document_tokens,
+            target_tokens=target_tokens,
+            padding=1.0 - tokens / columns,
+            cut=cut,
+            shape=shape,
+            samples=samples,
+        )
+
+    @property
+    def _masked(self) -> Sample:
+        return Sample(documents=[], exchange=Exchange([self.data.special.pad], 1), slots=0)
+
+    def _shape(self, samples: Int[np.ndarray, " batch"]) -> Shape:
+        return self.shapes[int(self.classes.of[samples[samples >= 0]].max())]
+
+    def _count(self, samples: Int[np.ndarray, " batch"]) -> tuple[int, int]:
+        """Columns of the batch, and how many of them hold real tokens."""
+        real = self.data.totals[samples[samples >= 0], 2]
+        return len(samples) * self._shape(samples).columns, int(real.sum(dtype=np.int64))
+
+
+def training_batches(
+    data: Data,
     batch_size: int,
     seed: int,
-) -> grain.MapDataset[Counted]:
-    """Endless batches, addressed by step: `batches(...)[step]`. Each epoch has an order of its own."""
+    length_classes: int = 4,
+    workers: int = 0,
+    rows: Sequence[int] | None = None,
+) -> Batches:
+    """Endless shuffled batches, in shapes chosen from the data. `rows` are those that this process reads (all).
 
-    def to_sample(record: Record, rng: np.random.Generator) -> Sample:
-        draws = random.Random(int(rng.integers(2**62)))
-        return sampler(kind, top_k)(record, tokenizer, limits, draws)
-
-    def to_batch(samples: Sequence[Sample]) -> Counted:
-        # The top-k needs k candidates and fills k slots, in batches of small candidate sets too.
-        return collate(samples, tokenizer.special, limits, top_k if kind == "retrieval" else 0)
-
-    dataset = grain.MapDataset.source(records).seed(seed).shuffle().repeat()
-    return dataset.random_map(to_sample).batch(batch_size, batch_fn=to_batch)
-
-
-def iterate(dataset: grain.MapDataset[Counted], start: int, threads: int = 2) -> Iterator[Counted]:
-    """The batches from number `start` on, prepared ahead by `threads`."""
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
-    return iter(dataset[start:].to_iter_dataset(options))
-
-
-def sampler(kind: SampleKind, top_k: int) -> Callable[[Record, ClaraTokenizer, Limits, random.Random], Sample]:
-    """How a record becomes a sample."""
-    if kind == "compression":
-        return compression_sample
-    if kind == "instruction":
-        return instruction_sample
-    return lambda record, tokenizer, limits, rng: retrieval_sample(record, tokenizer, limits, top_k)
+    Raises `UserError` if there are fewer samples than `batch_size`.
+    """
+    if len(data) < batch_size:
+        fail(
+            f"data.path holds {len(data)} samples, batch_size is {batch_size}",
+            "Give more data or a smaller batch_size",
+        )
+    if seed < 0:
+        fail(f"seed is {seed}", "Give 0 or a positive number")
+    classes = _classes(data, data.lengths, length_classes)
+    order = TrainingOrder(tuple(map(len, data.datasets)), data.weights, classes.of, batch_size, seed)
+    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers)
 
 
-def collate(samples: Sequence[Sample], special: SpecialTokens, limits: Limits, at_least: int = 0) -> Counted:
-    """Pad samples to the smallest buckets that hold them, with `at_least` so many candidates and slots."""
-    layout = 3 + special.num_memory
-    longest = max(len(ids) for s in samples for ids in s.documents) + special.num_memory
-    document_length = round_up(longest, limits.document + layout)
-    documents, exists = pad_candidates([s.documents for s in samples], special, document_length, at_least=at_least)
-    prompts = pad_exchanges(
-        [s.exchange for s in samples],
-        [s.slots for s in samples],
-        special,
-        round_up(max(len(s.exchange.tokens) for s in samples), limits.prompt),
-        round_up(max(len(s.exchange.tokens) - s.exchange.prompt_length for s in samples), limits.prompt),
-        at_least=at_least,
-    )
-    questions = positives = None
-    if samples[0].question is not None:
-        rows = [s.question or [] for s in samples]
-        length = round_up(max(map(len, rows)) + special.num_memory, limits.question + layout)
-        questions = pad_encoder_inputs(rows, special, length)
-        positives = np.array([[i in (s.positives or ()) for i in range(exists.shape[1])] for s in samples], bool)
-    masks = [documents.valid & exists[:, :, None], prompts.valid]
-    masks += [] if questions is None else [questions.valid]
-    return Counted(
-        Batch(documents, exists, prompts, questions, positives),
-        document_tokens=int(masks[0].sum()),
-        target_tokens=int(prompts.target_weights.sum()),
-        padding=1.0 - sum(int(m.sum()) for m in masks) / sum(m.size for m in masks),
-        cut=sum(s.cut for s in samples),
-    )
+def sequential_batches(
+    data: Data,
+    batch_size: int,
+    workers: int = 0,
+    rows: Sequence[int] | None = None,
+    limit: int | None = None,
+) -> Batches:
+    """The first `limit` samples (all) once each in the order of the sources, in one shape.
+
+    The last batch is filled up with masked rows: no candidates, no positives, no targets. Raises `UserError` for a
+    `limit` below 1.
+    """
+    samples = len(data) if limit is None else min(limit, len(data))
+    if samples < 1:
+        fail(f"{limit} samples are to be read", "Give at least 1")
+    classes = _classes(data, data.lengths[:samples], 1)
+    order = FileOrder(samples, batch_size)
+    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers)
+
+
+def _classes(data: Data, lengths: Int[np.ndarray, "samples 5"], number: int) -> LengthClasses:
+    recipe, on_top = data.recipe, LAYOUT_TOKENS + data.special.num_memory
+    limits = recipe.limits
+    caps = (limits.document + on_top, limits.prompt, limits.prompt, limits.question + on_top)
+    return choose_classes(lengths, caps, number, recipe.top_k if recipe.kind == "retrieval" else None)

@@ -1,19 +1,15 @@
-"""Training records: the reference's JSON Lines formats, checked field by field.
+"""Training records: the reference's formats, checked field by field.
 
     {"data_type": "qa", "question": ["...", ...], "answers": ["...", ...], "docs": ["..."]}
     {"data_type": "paraphrase", "answers": ["..."], "docs": ["..."]}
     {"question": "...", "answer": "...", "docs": ["...", ...], "pos_index": [3]}
 
-The answer is `answer` (text), else the first of `answers`, else the first of `golden_answers`.
+The answer is `answer` (text), else the first of `answers`, else the first of `golden_answers`. A field that is
+null is one that is not there: tables write that into rows without a field that other rows have.
 """
 
 import dataclasses
-import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, NoReturn
-
-from clara_jax.errors import UserError, fail
 
 DataType = Literal["qa", "paraphrase"]
 BadRecordPolicy = Literal["stop", "skip"]
@@ -40,9 +36,10 @@ class FieldError(ValueError):
 
 
 def parse_record(fields: Any) -> Record:
-    """Check one decoded JSON object and return its record. Raises `FieldError`."""
+    """Check one decoded JSON object (or row of a table) and return its record. Raises `FieldError`."""
     if not isinstance(fields, dict):
         _refuse("the record", "a JSON object", fields)
+    fields = {key: value for key, value in fields.items() if value is not None}
     data_type = fields.get("data_type", "qa")
     if data_type not in ("qa", "paraphrase"):
         _refuse("data_type", '"qa" or "paraphrase"', data_type)
@@ -62,48 +59,9 @@ def parse_record(fields: Any) -> Record:
     return Record(documents, questions, answers, data_type, question_list, _positives(fields, len(documents)))
 
 
-def read_jsonl(path: Path, on_bad_record: BadRecordPolicy = "stop") -> tuple[list[Record], int]:
-    """Every record of a JSON Lines file, and how many lines were skipped as bad.
-
-    Under `stop` the first bad line is a `UserError` that names file, line, field and what was expected.
-    """
-    records: list[Record] = []
-    skipped = 0
-    for number, line in _lines(path):
-        try:
-            records.append(parse_record(json.loads(line.decode("utf-8"))))
-        except (FieldError, ValueError, RecursionError) as error:
-            if on_bad_record == "stop":
-                raise UserError(
-                    f"{path}, line {number}: {_reason(error)}. Correct the line, or set data.on_bad_record to skip."
-                ) from None
-            skipped += 1
-    if not records:
-        fail(f"{path} holds no usable record ({skipped} bad ones)", "Give a JSON Lines file with records")
-    return records, skipped
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        fail(f"data file {path} cannot be read ({error.strerror})", "Check data.path")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, FieldError):
-        return str(error)
-    if isinstance(error, UnicodeDecodeError):
-        return "the line is not UTF-8"
-    return "the line is not JSON"
-
-
 def _answers(fields: dict[str, Any]) -> tuple[str, ...]:
     for key in ("answer", "answers", "golden_answers"):
-        if fields.get(key) is None:
+        if key not in fields:
             continue
         if isinstance(fields[key], str) and key == "answer":
             return (_text(fields, key),)

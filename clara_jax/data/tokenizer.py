@@ -13,6 +13,9 @@ from transformers import PreTrainedTokenizerFast
 from clara_jax.checked_json import read_object
 from clara_jax.errors import fail
 
+# <ENC>, bos and eos around a passage's text.
+LAYOUT_TOKENS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class SpecialTokens:
@@ -75,7 +78,11 @@ class ClaraTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of `text`; special-token strings inside are parsed, none are added."""
-        return list(self.backend(text, add_special_tokens=False)["input_ids"])
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each of `texts`, as `encode` gives them, computed on all cores."""
+        return list(self.backend(texts, add_special_tokens=False)["input_ids"]) if texts else []
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens."""
@@ -87,8 +94,12 @@ class ClaraTokenizer:
         The layout is `<ENC>` bos text eos, cut on the right to `max_length + 3`; a text that is cut loses
         its eos, as in the reference.
         """
-        ids = self.encode(f"<ENC>{self.bos}{text}{self.eos}")
-        return ids[: max_length + 3], len(ids) > max_length + 3
+        return self.encode_passages([text], max_length)[0]
+
+    def encode_passages(self, texts: list[str], max_length: int) -> list[tuple[list[int], bool]]:
+        """`encode_passage` of each of `texts`, computed on all cores."""
+        rows = self.encode_batch([f"<ENC>{self.bos}{text}{self.eos}" for text in texts])
+        return [(ids[: max_length + LAYOUT_TOKENS], len(ids) > max_length + LAYOUT_TOKENS) for ids in rows]
 
     def chat(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> str:
         """`messages` through the model's chat template, thinking off."""

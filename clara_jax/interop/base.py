@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
 from clara_jax.errors import fail
@@ -21,9 +22,11 @@ from clara_jax.interop import names
 from clara_jax.interop.orbax_base import Piece, is_orbax_base, read_manifest, read_orbax_pieces
 from clara_jax.interop.safetensors import TensorEntry, TensorSpec, open_folder, write_folder
 from clara_jax.models.config import DecoderConfig
+from clara_jax.sharding import place
 
 Path_ = tuple[str, ...]
 Progress = Callable[[int, int], None]
+LeafSharding = Callable[[Path_, tuple[int, ...]], NamedSharding]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,8 +135,12 @@ def load_base(
     dtype: Any = None,
     vocab_size: int | None = None,
     progress: Progress | None = None,
+    sharding: LeafSharding | None = None,
 ) -> dict[str, Any]:
     """Base parameters of a Hugging Face or converted folder, in `dtype` (None keeps the files' own).
+
+    `sharding` says where each leaf lies, by its path and shape; without it all are on one device. Only one
+    tensor at a time is ever whole on a device.
 
     With `vocab_size`, embedding table and head are cut or grown to that many entries; new entries are the
     mean of the old ones (transformers draws them around it with a spread of 3e-5 of the old ones').
@@ -142,24 +149,25 @@ def load_base(
     for leaf, layer, values in read_pieces(folder, config, progress):
         if leaf in (("embed",), ("head",)) and vocab_size is not None:
             values = resize_vocabulary(values, vocab_size, axis=0 if leaf == ("embed",) else 1)
-        piece = jnp.asarray(values, dtype)
+        piece = values if dtype is None else values.astype(dtype)
         if layer is None:
-            flat[leaf] = piece
+            flat[leaf] = jnp.asarray(piece) if sharding is None else place(piece, sharding(leaf, piece.shape))
             continue
         if leaf not in flat:
-            flat[leaf] = jnp.zeros((config.num_layers, *piece.shape), piece.dtype)
+            shape = (config.num_layers, *piece.shape)
+            flat[leaf] = jnp.zeros(shape, piece.dtype, device=sharding and sharding(leaf, shape))
         if piece.dtype != flat[leaf].dtype:
             fail(
                 f"{folder}: layer {layer} keeps {'.'.join(leaf)} as {piece.dtype}, "
                 f"earlier layers as {flat[leaf].dtype}",
                 "Convert the weights to one element type, or name a dtype",
             )
-        flat[leaf] = _place(flat[leaf], piece, jnp.asarray(layer))
+        flat[leaf] = _set_layer(flat[leaf], piece, np.int32(layer))
     return unflatten(flat)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _place(stacked: Array, piece: Array, layer: Int[Array, ""]) -> Array:
+def _set_layer(stacked: Array, piece: Array, layer: Int[Array, ""]) -> Array:
     return jax.lax.dynamic_update_index_in_dim(stacked, piece, layer, axis=0)
 
 

@@ -22,6 +22,7 @@ from clara_jax.models.attention import attend
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.precision import wide, widen
 from clara_jax.models.rotary import rotary_tables, rotate
+from clara_jax.sharding import look_up, shard_rows
 
 # What the backward pass of a layer keeps from the forward pass; the rest is computed again.
 REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
@@ -53,6 +54,7 @@ class LayerContext(NamedTuple):
     mask: Array  # [batch, 1, queries, keys]: causal and not padding
     distance: Array  # [queries, keys]: how many columns back a key lies
     filled: Array | None  # columns already in the cache
+    rows: Array  # each row's number, from which its dropout is drawn
 
 
 class DecoderLayer(nn.Module):
@@ -68,12 +70,13 @@ class DecoderLayer(nn.Module):
         """The residual stream after this block, and its cache with these columns written."""
         attended, cache = self._attention(self._norm("attention_norm", hidden), per_layer, context)
         hidden = hidden + attended
-        return hidden + self._mlp(self._norm("mlp_norm", hidden)), cache
+        hidden = hidden + self._mlp(self._norm("mlp_norm", hidden), context.rows)
+        return shard_rows(hidden), cache
 
     def _attention(self, x: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
         config = self.config
         batch, length, _ = x.shape
-        query, key, value = self._project(x, "q_proj", "k_proj", "v_proj")
+        query, key, value = self._project(x, context.rows, "q_proj", "k_proj", "v_proj")
         query = query.reshape(batch, length, config.num_heads, config.head_dim)
         key = key.reshape(batch, length, config.num_kv_heads, config.head_dim)
         value = value.reshape(batch, length, config.num_kv_heads, config.head_dim)
@@ -93,13 +96,13 @@ class DecoderLayer(nn.Module):
             window = per_layer["window"]
             mask = mask & ((context.distance < window) | (window == 0))
         mixed = attend(query, key, value, mask)
-        return self._project(mixed.reshape(batch, length, -1), "o_proj")[0], cache
+        return self._project(mixed.reshape(batch, length, -1), context.rows, "o_proj")[0], cache
 
-    def _mlp(self, x: Array) -> Array:
-        gate, up = self._project(x, "gate_proj", "up_proj")
-        return self._project(jax.nn.silu(gate) * up, "down_proj")[0]
+    def _mlp(self, x: Array, rows: Array) -> Array:
+        gate, up = self._project(x, rows, "gate_proj", "up_proj")
+        return self._project(jax.nn.silu(gate) * up, rows, "down_proj")[0]
 
-    def _project(self, x: Array, *names: str) -> list[Array]:
+    def _project(self, x: Array, rows: Array, *names: str) -> list[Array]:
         """`x` through the named frozen projections, each with the low-rank update of its adapter."""
         outputs = {}
         for name in names:
@@ -110,18 +113,18 @@ class DecoderLayer(nn.Module):
                 outputs[name] += weights["bias"].astype(self.dtype)
         for site, targets in self.config.adapter_sites.items():
             if targets[0] in names and self.has_variable("lora", site):
-                update = self._low_rank(x, site)
+                update = self._low_rank(x, rows, site)
                 widths = [outputs[name].shape[-1] for name in targets]
                 for name, part in zip(targets, _split(update, widths), strict=True):
                     outputs[name] += part
         return list(outputs.values())
 
-    def _low_rank(self, x: Array, site: str) -> Array:
+    def _low_rank(self, x: Array, rows: Array, site: str) -> Array:
         """Alpha / rank x dropout(x) A B."""
         adapter: dict[str, Array] = self.get_variable("lora", site)
         rank = adapter["a"].shape[-1]
         if self.lora_dropout > 0 and self.has_rng("dropout"):
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
+            kept = _draw_kept(self.make_rng("dropout"), rows, 1 - self.lora_dropout, x.shape[1:])
             x = jnp.where(kept, x / (1 - self.lora_dropout), 0).astype(x.dtype)
         down = x @ adapter["a"].astype(self.dtype)
         return (down @ adapter["b"].astype(self.dtype)) * (self.lora_alpha / rank)
@@ -167,12 +170,14 @@ class Decoder(nn.Module):
         embeddings: Float[Array, "batch seq hidden"],
         valid: Bool[Array, "batch seq"],
         cache: KeyValueCache | None = None,
+        rows: Int[Array, " batch"] | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], KeyValueCache | None]:
         """Hidden states after the final norm, and the cache with these columns added.
 
         `valid` marks real tokens. Padding may stand on either side of a row: positions count real
         tokens, attention never looks at padding, and rotary attention depends on distances alone, so
-        left and right padding give real tokens the same numbers.
+        left and right padding give real tokens the same numbers. Dropout of a row is drawn from the rng and
+        its number in `rows` (by default its index), so that a part of a batch can draw like the whole.
         """
         length = embeddings.shape[1]
         columns = jnp.arange(length)
@@ -188,21 +193,22 @@ class Decoder(nn.Module):
         cos, sin = rotary_tables(self.config.rope, positions, seen.sum(axis=1))
         distance = columns[:, None] - jnp.arange(seen.shape[1])[None, :]
         mask = (distance >= 0)[None, None] & seen[:, None, None, :]
-        context = LayerContext(cos, sin, mask, distance, filled)
+        rows = jnp.arange(valid.shape[0]) if rows is None else rows
+        context = LayerContext(cos, sin, mask, distance, filled, rows)
         per_layer: dict[str, Any] = {}
         if any(self.config.windows):
             per_layer["window"] = jnp.asarray(self.config.windows, jnp.int32)
         if cache is not None:
             per_layer["cache"] = (cache.keys, cache.values)
         with self._precision():
-            hidden, written = self.layers(embeddings.astype(self.dtype), per_layer, context)
+            hidden, written = self.layers(shard_rows(embeddings.astype(self.dtype)), per_layer, context)
         if cache is not None:
             cache = KeyValueCache(written[0], written[1], seen, cache.filled + length)
         return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
 
-    def embed(self, tokens: Int[Array, "*rows"]) -> Float[Array, "*rows hidden"]:
+    def embed(self, tokens: Int[Array, "rows seq"]) -> Float[Array, "rows seq hidden"]:
         """Rows of the frozen embedding table."""
-        return jnp.take(self.embed_table, tokens, axis=0).astype(self.dtype)
+        return look_up(self.embed_table, tokens).astype(self.dtype)
 
     def logits(self, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
         """Scores of every vocabulary entry, float32."""
@@ -252,6 +258,11 @@ def _init_projection(rng: Array, shape: tuple[int, int], biased: bool) -> dict[s
     if biased:
         weights["bias"] = jnp.zeros(shape[1])
     return weights
+
+
+def _draw_kept(rng: Array, rows: Array, share: float, shape: tuple[int, ...]) -> Array:
+    """Which inputs dropout keeps, [rows, *shape]; every row has a key of its own."""
+    return jax.vmap(lambda row: jax.random.bernoulli(jax.random.fold_in(rng, row), share, shape))(rows)
 
 
 def _split(x: Array, widths: list[int]) -> list[Array]:

@@ -67,20 +67,27 @@ class RoleModel:
     first_memory_id: int
 
     def encode(
-        self, params: Params, role: Role, inputs: EncoderInputs, rng: PRNGKeyArray | None = None
+        self,
+        params: Params,
+        role: Role,
+        inputs: EncoderInputs,
+        rng: PRNGKeyArray | None = None,
+        rows: Int[AnyArray, " batch"] | None = None,
     ) -> tuple[Float[Array, "*rows memory hidden"], Float[Array, "*rows"]]:
         """Memory of every row and its alignment loss, by one pass of `role`'s adapter.
 
         A memory is the final-norm hidden state at the row's memory tokens (paper, Sec. 3.1). The alignment
         loss is the mean over the hidden size of (mean memory state - mean document state)^2, float32
         (paper, Eq. for L_MSE); the document's mean is over all real tokens that are not memory tokens.
-        `rng` switches adapter dropout on.
+        `rng` switches adapter dropout on; `rows` are the numbers of the samples in the whole batch (see `Batch`).
         """
         lead = inputs.tokens.shape[:-1]
         tokens, valid, columns = (
             x.reshape(-1, x.shape[-1]) for x in (inputs.tokens, inputs.valid, inputs.memory_columns)
         )
-        hidden, _ = self._read(params, role, self.embed(params, tokens), valid, rng)
+        if rows is not None and len(lead) == 2:  # documents: number them through all samples
+            rows = (rows[:, None] * lead[1] + np.arange(lead[1])).reshape(-1)
+        hidden, _ = self._read(params, role, self.embed(params, tokens), valid, rng, rows=rows)
         memories = jnp.take_along_axis(hidden, columns[:, :, None], axis=1)
         of_document = valid & ~self._is_memory(params, tokens)
         total = jnp.sum(jnp.where(of_document[:, :, None], widen(hidden), 0.0), axis=1)
@@ -94,10 +101,11 @@ class RoleModel:
         inputs: GeneratorInputs,
         memories: Float[Array, "batch documents memory hidden"],
         rng: PRNGKeyArray | None = None,
+        rows: Int[AnyArray, " batch"] | None = None,
     ) -> Float[Array, "batch targets vocab"]:
-        """Generator logits at the target columns alone, float32."""
+        """Generator logits at the target columns alone, float32. `rng` and `rows` as in `encode`."""
         embeddings = self.prompt_embeddings(params, inputs, memories)
-        hidden, _ = self._read(params, "generator", embeddings, inputs.valid, rng)
+        hidden, _ = self._read(params, "generator", embeddings, inputs.valid, rng, rows=rows)
         at_targets = jnp.take_along_axis(hidden, inputs.target_columns[:, :, None], axis=1)
         return self.logits(params, at_targets)
 
@@ -127,7 +135,7 @@ class RoleModel:
         assert grown is not None
         return self.logits(params, hidden[:, -1]), grown
 
-    def embed(self, params: Params, tokens: Int[AnyArray, "*rows"]) -> Float[Array, "*rows hidden"]:
+    def embed(self, params: Params, tokens: Int[AnyArray, "rows length"]) -> Float[Array, "rows length hidden"]:
         """Embeddings of tokens; memory tokens have their trained ones."""
         table = cast(Array, self.decoder.apply({"params": params["base"]}, tokens, method="embed"))
         memory_tokens = params["memory_tokens"]
@@ -153,12 +161,13 @@ class RoleModel:
         valid: AnyArray,
         rng: PRNGKeyArray | None,
         cache: KeyValueCache | None = None,
+        rows: AnyArray | None = None,
     ) -> tuple[Array, KeyValueCache | None]:
         variables = {"params": params["base"]}
         if role in params:
             variables["lora"] = params[role]
         rngs = {} if rng is None else {"dropout": rng}
-        read = self.decoder.apply(variables, embeddings, valid, cache, rngs=rngs)
+        read = self.decoder.apply(variables, embeddings, valid, cache, rows, rngs=rngs)
         return cast(tuple[Array, KeyValueCache | None], read)
 
     def _is_memory(self, params: Params, tokens: AnyArray) -> AnyArray:

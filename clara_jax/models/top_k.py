@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, Key, PRNGKeyArray
 
 from clara_jax.models.precision import wide, widen
 
@@ -45,7 +45,7 @@ def select_top_k(
     k: int,
     temperature: float = 0.02,
     estimator: Estimator = "sequential",
-    rng: PRNGKeyArray | None = None,
+    rng: PRNGKeyArray | Key[Array, " batch"] | None = None,
     *,
     exact_mask: bool = False,
     noise_in_forward: bool = False,
@@ -53,8 +53,8 @@ def select_top_k(
     """The k best memories of each row, best first, and their indices.
 
     Equal scores are taken in order of index. A candidate that does not exist has the score -inf. `rng` is
-    needed by the gumbel estimator only. Raises `ValueError` for k outside 1..N, a temperature that is not
-    positive, or gumbel without `rng`.
+    needed by the gumbel estimator only: one key, or one for each row. Raises `ValueError` for k outside 1..N, a
+    temperature that is not positive, or gumbel without `rng`.
     """
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k is {k} for {scores.shape[1]} candidates; choose 1 <= k <= candidates")
@@ -65,7 +65,7 @@ def select_top_k(
     if estimator == "gumbel":
         if rng is None:
             raise ValueError("the gumbel estimator draws noise; pass rng")
-        noise = jax.random.gumbel(rng, scores.shape, wide(scores.dtype))
+        noise = _gumbel_noise(rng, scores)
     else:
         noise = jnp.zeros_like(scores)
     return _select(TopK(k, temperature, estimator, exact_mask, noise_in_forward), scores, memories, noise)
@@ -97,6 +97,12 @@ def _select_backward(how: TopK, residuals: Any, cotangents: Any) -> tuple[Array,
 
 
 _select.defvjp(_select_forward, _select_backward)
+
+
+def _gumbel_noise(rng: Array, scores: Array) -> Array:
+    if rng.ndim == 0:
+        return jax.random.gumbel(rng, scores.shape, wide(scores.dtype))
+    return jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:], wide(scores.dtype)))(rng)
 
 
 def _sequential(how: TopK, scores: Array, noise: Array, indices: Array) -> Array:

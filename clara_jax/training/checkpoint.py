@@ -1,4 +1,4 @@
-"""Checkpoints of a run, by Orbax: `checkpoints/<step>/` with the training state and all adapters.
+"""Checkpoints of a run, by Orbax: `checkpoints/<step>/` with the training state, all adapters and the data's place.
 
 A checkpoint becomes visible under its step only when it is complete. The base model is not in it; the
 run's `config.yaml` names it and `base.json` holds its fingerprint.
@@ -6,13 +6,18 @@ run's `config.yaml` names it and `base.json` holds its fingerprint.
 
 import dataclasses
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
-from clara_jax.errors import fail
+from clara_jax.errors import UserError, fail
+from clara_jax.files import replace_text
 from clara_jax.interop.base import base_fingerprint
 from clara_jax.models.roles import Params
 from clara_jax.training.state import TrainState
@@ -20,53 +25,99 @@ from clara_jax.training.state import TrainState
 CHECKPOINTS, BASE = "checkpoints", "base.json"
 
 
-class Checkpoints:
-    """The checkpoints of one run directory."""
+@dataclasses.dataclass(frozen=True)
+class DataPlace:
+    """Where a run stands in its data: batch `next_batch` of the order that belongs to `fingerprint`."""
 
-    def __init__(self, run_dir: Path, keep: int):
-        """Open (or make) the run's checkpoint folder; the latest `keep` are kept."""
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
-        self._manager = ocp.CheckpointManager((run_dir / CHECKPOINTS).absolute(), options=options)
+    next_batch: int
+    fingerprint: str
+
+
+class Checkpoints:
+    """The checkpoints of one run directory, written in the background."""
+
+    def __init__(self, run_dir: Path, keep: int, keep_best: str | None = None):
+        """Open (or make) the run's checkpoint folder.
+
+        The latest `keep` are kept, and the one with the best `keep_best`, an evaluation metric's name.
+        """
+        self._folder = (run_dir / CHECKPOINTS).absolute()
+        policies: list[PreservationPolicy] = [LatestN(keep)]
+        if keep_best is not None:
+            policies.append(_best(keep_best))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def latest(self) -> int | None:
         """Step of the latest complete checkpoint."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, others: Params) -> None:
-        """Save in the background: the state, and what else a model needs beside its base."""
-        items = {"state": _plain(state), "others": others}
-        self._manager.save(
-            int(state.step),
-            args=ocp.args.Composite(**{name: ocp.args.StandardSave(item) for name, item in items.items()}),
-        )
+    def save(
+        self, step: int, state: TrainState, others: Params, place: DataPlace, metrics: Mapping[str, float] | None
+    ) -> None:
+        """Save in the background: the state, and what else a model needs beside its base.
 
-    def restore(self, like: TrainState) -> TrainState:
-        """The latest state, shaped like `like`."""
+        Raises `UserError` if this save, or an earlier one that ran on, cannot be written.
+        """
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_plain(state)),
+            others=ocp.args.StandardSave(others),
+            data=ocp.args.JsonSave(dataclasses.asdict(place)),
+        )
+        with self._reported(step):
+            self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
+
+    def restore(self, like: TrainState) -> tuple[TrainState, DataPlace]:
+        """The latest state, on the devices that hold `like`, and where the data stood."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        fields = self._manager.restore(self.latest, args=args)["state"]
-        return TrainState(**{**fields, "rng": jax.random.wrap_key_data(fields["rng"])})
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+        items = self._manager.restore(self.latest, args=args)
+        fields = items["state"]
+        state = TrainState(**{**fields, "rng": jax.random.wrap_key_data(fields["rng"])})
+        return state, DataPlace(**items["data"])
+
+    def finish(self) -> None:
+        """Wait for saves under way. Raises `UserError` if one cannot be written."""
+        with self._reported(None):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait for saves under way."""
-        self._manager.wait_until_finished()
+        """Let go of the folder, whatever has happened."""
         self._manager.close()
 
+    @contextmanager
+    def _reported(self, step: int | None) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise for a failed write
+            complete = [found for found in self._manager.all_steps(read=True) if found != step]
+            kept = f"that of step {max(complete)} is intact" if complete else "there is no earlier one"
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(
+                f"{self._folder}: a checkpoint could not be written ({reason}); {kept}. "
+                "Make room or correct the folder's permissions, then give the same command to go on."
+            ) from error
 
-def restore_adapters(run_dir: Path) -> Params:
-    """All adapters, the memory tokens and the special rows of a run's latest checkpoint."""
+
+def restore_adapters(run_dir: Path, step: int | None = None) -> Params:
+    """All adapters, the memory tokens and the special rows of a run's checkpoint (by default its latest)."""
     folder = run_dir / CHECKPOINTS
     if not folder.is_dir():
         fail(f"{run_dir} holds no checkpoints", "Name a run directory, or train it first")
     # Opened as a writer opens it, and nothing is written: Orbax warns three times about a read-only manager.
-    with ocp.CheckpointManager(folder.absolute(), options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        step = manager.latest_step()
+    options, items = ocp.CheckpointManagerOptions(create=False), ("state", "others")
+    handlers = {name: ocp.PyTreeCheckpointHandler() for name in items}
+    with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
+        step = manager.latest_step() if step is None else step
         if step is None:
             fail(f"{folder} holds no complete checkpoint", "Let the run reach its first checkpoint")
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(), others=ocp.args.StandardRestore())
-        items = manager.restore(step, args=args)
-    return {**items["others"], **items["state"]["trainable"]}
+        found = manager.item_metadata(step)
+        args = {name: ocp.args.PyTreeRestore(restore_args=_as_numpy(found[name])) for name in items}
+        restored = manager.restore(step, args=ocp.args.Composite(**args))
+    return {**restored["others"], **restored["state"]["trainable"]}
 
 
 def write_base_fingerprint(run_dir: Path, base_folder: Path) -> None:
@@ -79,7 +130,21 @@ def write_base_fingerprint(run_dir: Path, base_folder: Path) -> None:
                 f"{run_dir} was trained on a base model with fingerprint {expected}, {base_folder} has {found}",
                 "Point model.base at the run's own base model, or start a new run_dir",
             )
-    path.write_text(json.dumps({"folder": str(base_folder.absolute()), "fingerprint": found}), encoding="utf-8")
+    replace_text(path, json.dumps({"folder": str(base_folder.absolute()), "fingerprint": found}))
+
+
+def _best(name: str) -> BestN:
+    return BestN(
+        get_metric_fn=lambda metrics: metrics[name],
+        reverse=name.endswith("loss"),  # of losses the lowest is best, of shares the highest
+        n=1,
+        keep_checkpoints_without_metrics=False,
+    )
+
+
+def _as_numpy(metadata: Any) -> Any:
+    """Arrays of the host, so that a checkpoint can be read on any number of devices."""
+    return jax.tree.map(lambda leaf: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

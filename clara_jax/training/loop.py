@@ -1,147 +1,228 @@
 """The training loop: dispatch a step, then log the one before, so that logging never makes the device wait."""
 
+import dataclasses
+import math
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 
-from clara_jax.config import TrainConfig, save_config
-from clara_jax.data import pipeline
+from clara_jax.cluster import is_main, main_first
+from clara_jax.config import TrainConfig, config_text, save_config
 from clara_jax.data.pipeline import Counted
-from clara_jax.data.records import Record, read_jsonl
-from clara_jax.data.samples import Limits
 from clara_jax.errors import UserError, fail
-from clara_jax.models.roles import Params
-from clara_jax.pretrained import Pretrained, special_rows
-from clara_jax.training.checkpoint import Checkpoints, write_base_fingerprint
+from clara_jax.scoring.ranking import retrieval_means
+from clara_jax.sharding import place_batch
+from clara_jax.training.checkpoint import Checkpoints, DataPlace, write_base_fingerprint
+from clara_jax.training.evaluation import describe
+from clara_jax.training.event_file import code_block
+from clara_jax.training.flops import batch_lengths, peak_flops, step_flops
 from clara_jax.training.metrics import MetricsLog
 from clara_jax.training.objectives import Metrics
-from clara_jax.training.optimizer import make_optimizer, make_schedule
-from clara_jax.training.runs import starting_model
-from clara_jax.training.stages import STAGES, split_trainable
-from clara_jax.training.state import TrainState, init_state
-from clara_jax.training.step import Step, make_step
+from clara_jax.training.runs import CONFIG
+from clara_jax.training.setup import Run, prepare, use_compilation_cache
+from clara_jax.training.state import TrainState
+from clara_jax.training.stop import StopRequest
 
 
-def train(config: TrainConfig) -> float:
-    """Run (or go on with) a training run and return its last loss.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a run ended: after `step` of `steps`; `loss` is its last one, None if it took no step."""
+
+    step: int
+    steps: int
+    loss: float | None
+
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are taken; else the run was told to stop, and has saved."""
+        return self.step >= self.steps
+
+
+def train(config: TrainConfig) -> Outcome:
+    """Run (or go on with) a training run. A finished one is left as it is.
 
     Everything that can be wrong with the input is found before the run directory is made.
     """
+    use_compilation_cache(config.compilation_cache)
+    run = prepare(config, print)
     run_dir = Path(config.run_dir)
-    records = _read_records(config)
-    model = starting_model(config)
-    trainable, frozen = split_trainable(model.params, config.trains)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    objective = STAGES[config.stage].objective(model.model, config.objective)
-    step = make_step(objective, optimizer)
-    state = init_state(trainable, optimizer, config.seed)
-    others = {name: tree for name, tree in frozen.items() if name != "base"}
-    others["special_rows"] = special_rows(model.params, model.tokenizer.special)
-
-    _make_run_dir(run_dir, config, model)
-    checkpoints = Checkpoints(run_dir, config.keep_checkpoints)
-    if checkpoints.latest is not None:
-        state = checkpoints.restore(state)
-    first = int(state.step)
-    if first >= config.steps:
-        fail(f"{run_dir} has already taken {first} of {config.steps} steps", "Raise steps, or name a new run_dir")
-    limits = Limits(config.model.doc_max_length, config.data.question_max_length, config.data.prompt_max_length)
-    dataset = pipeline.batches(
-        records,
-        model.tokenizer,
-        limits,
-        STAGES[config.stage].samples,
-        config.objective.top_k,
-        config.batch_size,
-        config.seed,
-    )
-    devices = jax.devices()
-    print(
-        f"{config.stage} on {len(devices)} x {devices[0].device_kind}: steps {first + 1} to {config.steps} "
-        f"of {config.batch_size} records"
-    )
-    with MetricsLog(run_dir, first, config.steps) as log:
-        try:
-            batches = pipeline.iterate(dataset, first)
-            loss = _run(config, state, frozen, others, step, batches, log, checkpoints)
-        finally:
-            checkpoints.close()
-    return loss
-
-
-def _run(
-    config: TrainConfig,
-    state: TrainState,
-    frozen: Params,
-    others: Params,
-    step: Step,
-    batches: Iterator[Counted],
-    log: MetricsLog,
-    checkpoints: Checkpoints,
-) -> float:
-    schedule = make_schedule(config.optimizer, config.steps)
-    pending: tuple[int, Metrics, Counted] | None = None
-    loss, since = float("nan"), time.perf_counter()
-
-    def report() -> None:
-        nonlocal loss, since
-        assert pending is not None
-        number, metrics, counted = pending
-        values = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        seconds, since = now - since, now
-        loss = values["loss"]
-        log.advance()
-        if number % config.log_every == 0 or number == config.steps:
-            log.write(
-                number,
-                {
-                    **values,
-                    "learning_rate": float(schedule(number - 1)),
-                    "step_seconds": seconds,
-                    "target_tokens_per_second": counted.target_tokens / seconds,
-                    "document_tokens_per_second": counted.document_tokens / seconds,
-                    "padding_share": counted.padding,
-                    "texts_cut": counted.cut,
-                },
-            )
-
-    for number in range(int(state.step) + 1, config.steps + 1):
-        counted = next(batches)
-        state, metrics = step(state, frozen, counted.batch)
-        if pending is not None:
-            report()
-        pending = (number, metrics, counted)
-        if number % config.checkpoint_every == 0 or number == config.steps:
-            checkpoints.save(state, others)
-    if pending is not None:
-        report()
-    return loss
-
-
-def _read_records(config: TrainConfig) -> list[Record]:
-    records: list[Record] = []
-    for name in config.data.path:
-        found, skipped = read_jsonl(Path(name), config.data.on_bad_record)
-        records += found
-        if skipped:
-            print(f"{name}: skipped {skipped} bad records, kept {len(found)}")
-    if len(records) < config.batch_size:
-        fail(
-            f"data.path holds {len(records)} records, batch_size is {config.batch_size}",
-            "Give more data or a smaller batch_size",
-        )
-    if config.stage != "compression_pretraining" and any(not record.questions for record in records):
-        fail(f"data.path holds records without a question, which stage {config.stage} needs", "Filter them out")
-    return records
-
-
-def _make_run_dir(run_dir: Path, config: TrainConfig, model: Pretrained) -> None:
+    _make_run_dir(run_dir, run)
+    checkpoints = Checkpoints(run_dir, config.keep_checkpoints, config.keep_best)
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_base_fingerprint(run_dir, model.base_folder)
-        save_config(config, run_dir / "config.yaml")
+        if checkpoints.latest is not None:
+            run = _resumed(run, checkpoints)
+        first = int(run.state.step)
+        if first >= run.steps:
+            return Outcome(first, run.steps, None)
+        if is_main():
+            print(_headline(run, first), flush=True)
+        with (
+            MetricsLog(run_dir, first, run.steps, enabled=is_main()) as log,
+            StopRequest() as stop,
+            _Profile(config.profile, run_dir / "profile") as profile,
+        ):
+            if first == 0:
+                log.write_text(0, "config", code_block(config_text(config), "yaml"))
+            outcome = _Loop(run, checkpoints, log).run(stop, profile)
+            checkpoints.finish()
+        return outcome
+    finally:
+        checkpoints.close()
+
+
+class _Loop:
+    """The steps of a run. `pending` is the step whose metrics the device may still be computing."""
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, log: MetricsLog):
+        self.run_, self.checkpoints, self.log = run, checkpoints, log
+        self.pending: tuple[int, Metrics, Counted] | None = None
+        self.since = time.perf_counter()
+        self.loss = math.nan
+
+    def run(self, stop: StopRequest, profile: "_Profile") -> Outcome:
+        """Take the steps that are left, or those up to a request to stop."""
+        run, config, state = self.run_, self.run_.config, self.run_.state
+        number = int(state.step)
+        batches = run.batches.iterate(number)
+        while number < run.steps:
+            number += 1
+            profile.before(number)
+            counted = next(batches)
+            batch = place_batch(run.mesh, counted.batch, config.batch_size)
+            state, metrics = run.step(state, run.frozen, batch)
+            self.report()
+            self.pending = (number, metrics, counted)
+            profile.after(number, metrics)
+            last, stopped = number == run.steps, stop.reached(number)
+            evaluates = run.evaluation is not None and (last or number % config.evaluation.every == 0)
+            if last or stopped or evaluates or number % config.checkpoint_every == 0:
+                self.report()  # a checkpoint must not be of a step whose loss is not a number
+                found = self.evaluate(number, state) if evaluates else None
+                place = DataPlace(number, run.batches.data.fingerprint)
+                self.checkpoints.save(number, state, run.others, place, found)
+                self.since = time.perf_counter()
+            if stopped:
+                break
+        return Outcome(number, run.steps, self.loss)
+
+    def report(self) -> None:
+        """Wait for the pending step, and log it."""
+        if self.pending is None:
+            return
+        number, metrics, counted = self.pending
+        self.pending = None
+        found = jax.device_get(metrics)
+        now = time.perf_counter()
+        seconds, self.since = now - self.since, now
+        self.loss = float(found["loss"])
+        if not math.isfinite(self.loss):
+            fail(
+                f"the loss of step {number} is {self.loss}",
+                "Lower optimizer.learning_rate or look at the data of that step; the last checkpoint is from before it",
+            )
+        self.log.advance()
+        if number % self.run_.config.log_every == 0 or number == self.run_.steps:
+            self.log.write(number, self.values(number, found, counted, seconds))
+
+    def values(self, number: int, found: Metrics, counted: Counted, seconds: float) -> dict[str, float]:
+        """What is logged of a step."""
+        retrieval = found.pop("retrieval", None)
+        return {
+            **{name: float(value) for name, value in found.items()},
+            **({} if retrieval is None else retrieval_means(retrieval)),
+            "learning_rate": float(self.run_.schedule(number - 1)),
+            "step_seconds": seconds,
+            "target_tokens_per_second": counted.target_tokens / seconds,
+            "document_tokens_per_second": counted.document_tokens / seconds,
+            "padding_share": counted.padding,
+            "texts_cut": counted.cut,
+            **self.speed(counted, seconds),
+        }
+
+    def speed(self, counted: Counted, seconds: float) -> dict[str, float]:
+        """Model FLOPs of real tokens per device, and their share of its peak where that is known."""
+        run, config = self.run_, self.run_.config
+        decoder = run.model.model.decoder.config
+        mine = step_flops(decoder, config.lora.rank, config.stage, config.trains, batch_lengths(counted.batch))
+        whole = mine * config.batch_size / len(run.batches.rows)
+        device = run.mesh.devices.flat[0]
+        per_second = whole / seconds / run.mesh.size
+        peak = peak_flops(device.device_kind)
+        return {"tflops_per_device": per_second / 1e12} | ({} if peak is None else {"mfu": per_second / peak})
+
+    def evaluate(self, number: int, state: TrainState) -> Mapping[str, float]:
+        """Evaluate, and log what comes out."""
+        assert self.run_.evaluation is not None
+        since = time.perf_counter()
+        values, answered = self.run_.evaluation(state.trainable, self.run_.frozen)
+        values["evaluation/seconds"] = time.perf_counter() - since
+        self.log.write(number, values)
+        shown = answered[: self.run_.config.evaluation.show]
+        if shown:
+            self.log.write_text(number, "evaluation/answers", describe(shown))
+        wanted = self.run_.config.keep_best
+        if wanted is not None and wanted not in values:
+            fail(f"keep_best is {wanted}, which this evaluation does not give", f"Choose from {', '.join(values)}")
+        return values
+
+
+class _Profile:
+    """A profiler trace of the steps from the first to the last of `steps`, written to `folder`."""
+
+    def __init__(self, steps: list[int] | None, folder: Path):
+        self._steps, self._folder, self._running = steps, folder, False
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+
+    def before(self, step: int) -> None:
+        """Start with the first step."""
+        if self._steps is not None and step == self._steps[0]:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def after(self, step: int, metrics: Metrics) -> None:
+        """Stop after the last, when the device is done with it."""
+        if self._running and self._steps is not None and step == self._steps[1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+def _resumed(run: Run, checkpoints: Checkpoints) -> Run:
+    config = run.config
+    if config.resume == "never":
+        fail(f"{config.run_dir} holds a checkpoint of step {checkpoints.latest}", "Set resume to auto, or name another")
+    state, place = checkpoints.restore(run.state)
+    if place.fingerprint != run.batches.data.fingerprint:
+        fail(
+            f"data: its content is not what {config.run_dir} was trained on up to step {checkpoints.latest}",
+            "Restore the files or settings of data, or name another run_dir",
+        )
+    return dataclasses.replace(run, state=state)
+
+
+def _headline(run: Run, first: int) -> str:
+    axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items() if size > 1) or "1"
+    device = run.mesh.devices.flat[0].device_kind
+    return (
+        f"{run.config.stage} on {run.mesh.size} x {device} ({axes}) in {jax.process_count()} process(es): "
+        f"steps {first + 1} to {run.steps} of {run.config.batch_size} records"
+    )
+
+
+def _make_run_dir(run_dir: Path, run: Run) -> None:
+    try:
+        with main_first("run directory"):
+            if is_main():
+                run_dir.mkdir(parents=True, exist_ok=True)
+                write_base_fingerprint(run_dir, run.model.base_folder)
+                save_config(run.config, run_dir / CONFIG)
     except OSError as error:
         raise UserError(f"run_dir {run_dir} cannot be written ({error.strerror}). Name another run_dir.") from None

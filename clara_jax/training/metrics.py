@@ -1,41 +1,69 @@
 """Where a run's numbers go: `metrics.jsonl`, TensorBoard and the terminal."""
 
+import contextlib
 import json
-import sys
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 
-from tensorboard.summary import Writer
-from tqdm import tqdm
+from clara_jax.errors import fail
+from clara_jax.training.event_file import EventFile
+from clara_jax.training.progress import open_progress
 
 
 class MetricsLog:
-    """Writes one line of metrics at a time to all three places."""
+    """Writes metrics to all three places, and text to TensorBoard.
 
-    def __init__(self, run_dir: Path, first_step: int, steps: int):
-        """Open the files of `run_dir`; the progress bar starts at `first_step`."""
+    A line of `metrics.jsonl` is an object: `{"step": 20, "loss": 1.25, ...}`, `{"step": 20, "evaluation/loss": ...}`.
+    Numbers have all their digits. JSON knows no NaN and no infinity: they are written as null, which pandas reads as
+    a missing number; TensorBoard has them as they are.
+
+    Every method raises `UserError` where the run directory cannot be written, as on a full disk.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, steps: int, enabled: bool = True):
+        """Open the files of `run_dir`, an existing folder, for the steps after `first_step` up to `steps`.
+
+        What is there of later steps is dropped: the run takes them again. Of several processes only one has its log
+        `enabled`; that of the others does nothing.
+        """
+        self._run_dir, self._enabled = run_dir, enabled
+        if not enabled:
+            return
         path = run_dir / "metrics.jsonl"
-        _forget_after(path, first_step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._board = Writer(str(run_dir / "tensorboard"))
-        self._bar = tqdm(total=steps, initial=first_step, unit="step", file=sys.stderr, dynamic_ncols=True)
+        with self._disk(), contextlib.ExitStack() as opened:
+            forget_after(path, first_step)
+            self._lines = opened.enter_context(path.open("ab"))
+            self._board = EventFile(run_dir / "tensorboard", first_step)
+            opened.callback(self._board.close)
+            self._board.flush()
+            self._files = opened.pop_all()
+        self._progress = open_progress(first_step, steps)
 
     def advance(self) -> None:
         """One step is done."""
-        self._bar.update()
+        if self._enabled:
+            self._progress.advance()
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, float | int]) -> None:
         """Log `values` as those of `step`."""
-        self._lines.write(json.dumps({"step": step, **values}) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step=step)
-        shown = {
-            "loss": f"{values['loss']:.4f}",
-            "lr": f"{values['learning_rate']:.1e}",
-            "tok/s": f"{values['target_tokens_per_second']:.0f}",
-        }
-        self._bar.set_postfix(shown)
+        if not self._enabled:
+            return
+        with self._disk():
+            self._lines.write(_line(step, values))
+            self._lines.flush()
+            self._board.write_scalars(step, values)
+            self._board.flush()
+        self._progress.show(step, values)
+
+    def write_text(self, step: int, name: str, markdown: str) -> None:
+        """Show `markdown` in TensorBoard's Text tab under `name` (`event_file.code_block` quotes text as it is)."""
+        if not self._enabled:
+            return
+        with self._disk():
+            self._board.write_text(step, name, markdown)
+            self._board.flush()
 
     def __enter__(self) -> "MetricsLog":
         """The log itself."""
@@ -44,18 +72,52 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the files."""
-        self._bar.close()
-        self._board.close()
-        self._lines.close()
+        """Close the files; an error on the way out does not take the place of one that is already under way."""
+        if not self._enabled:
+            return
+        self._progress.close()
+        with self._disk() if error is None else contextlib.suppress(OSError):
+            self._files.close()
+
+    @contextlib.contextmanager
+    def _disk(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            fail(
+                f"run_dir {self._run_dir} cannot be written ({error.strerror or error})",
+                "Make room or mend its permissions, then give the same command: the run goes on from its checkpoint",
+            )
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that a run which goes on from `step` will take again, and a half-written last line."""
+def forget_after(path: Path, step: int) -> None:
+    """Drop from a `metrics.jsonl` the lines of steps after `step`, and those that are not whole.
+
+    A run that was cut off leaves them behind. The file is replaced in one move, so that being cut off here loses
+    nothing. Raises `OSError`.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= step:
-            kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    before = path.read_bytes()
+    after = b"".join(line for line in before.splitlines(keepends=True) if _is_kept(line, step))
+    if after != before:
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(after)
+        partial.replace(path)
+
+
+def _is_kept(line: bytes, step: int) -> bool:
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return False
+    return line.endswith(b"\n") and isinstance(fields, dict) and _is_up_to(fields.get("step"), step)
+
+
+def _is_up_to(found: object, step: int) -> bool:
+    return isinstance(found, int) and found <= step
+
+
+def _line(step: int, values: Mapping[str, float | int]) -> bytes:
+    numbers = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    return json.dumps({"step": step, **numbers}, allow_nan=False).encode() + b"\n"

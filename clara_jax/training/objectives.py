@@ -1,5 +1,8 @@
 """The losses of the four stages: pure functions `(trainable, frozen, batch, rng) -> (loss, metrics)`.
 
+Metrics hold the losses as scalars, what belongs to single samples (`scores`, `selected`), and under `retrieval`
+the sums that recall and precision are made of.
+
 Every mean is a sum over a count. `counts(batch)` gives the counts; passing the counts of a larger batch
 makes the losses of its parts add up to the loss of the whole, so that neither accumulation nor the number of
 devices changes a gradient.
@@ -7,16 +10,18 @@ devices changes a gradient.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from clara_jax.data.collate import Batch
 from clara_jax.models.roles import Params, RoleModel, cosine_scores
 from clara_jax.models.top_k import Estimator, TopK, select_top_k
+from clara_jax.scoring.ranking import retrieval_sums
 
-Metrics = dict[str, Array]
+Metrics = dict[str, Any]
 Objective = Callable[..., tuple[Float[Array, ""], Metrics]]
 
 
@@ -73,7 +78,7 @@ def compression_objective(model: RoleModel, config: ObjectiveConfig) -> Objectiv
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, generator_rng = _split(rng, 2)
-        memories, alignment = model.encode(params, "compressor", batch.documents, encoder_rng)
+        memories, alignment = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         loss = _answer_loss(model, params, batch, memories, generator_rng, totals)
         mse = jnp.sum(jnp.where(batch.candidates, alignment, 0.0)) / jnp.maximum(totals.documents, 1)
         total = loss + config.mse_weight * mse
@@ -102,11 +107,11 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, question_rng, generator_rng, noise_rng = _split(rng, 4)
-        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng)
+        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         if "compressor" not in trainable:
             memories = jax.lax.stop_gradient(memories)
         assert batch.questions is not None
-        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng)
+        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng, batch.rows)
         scores = jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
         selected, indices = select_top_k(
             scores,
@@ -115,12 +120,13 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
             how.temperature,
             # Without rng (evaluation) there is no noise to draw, and no gradient to estimate.
             "sequential" if noise_rng is None else how.estimator,
-            noise_rng,
+            _of_rows(noise_rng, batch),
             exact_mask=how.exact_mask,
             noise_in_forward=how.noise_in_forward and noise_rng is not None,
         )
         loss = _answer_loss(model, params, batch, selected, generator_rng, totals)
-        return loss, {"loss": loss, "cross_entropy": loss, "scores": scores, "selected": indices}
+        metrics: Metrics = {"loss": loss, "cross_entropy": loss, "scores": scores, "selected": indices}
+        return loss, metrics | _found(batch, scores)
 
     return objective
 
@@ -136,17 +142,18 @@ def retrieval_objective(model: RoleModel, config: ObjectiveConfig) -> Objective:
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, question_rng = _split(rng, 2)
-        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng)
+        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         memories = jax.lax.stop_gradient(memories)
         assert batch.questions is not None and batch.positives is not None
-        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng)
+        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng, batch.rows)
         scores = jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
         logits = scores / config.temperature
         has_positive = _has_positive(batch)
         losses = _contrastive_losses(logits, jnp.asarray(batch.positives), jnp.asarray(batch.candidates))
         loss = jnp.sum(jnp.where(has_positive, losses, 0.0)) / jnp.maximum(totals.questions, 1)
         ranking = jnp.argsort(-scores, axis=1, stable=True)
-        return loss, {"loss": loss, "scores": scores, "selected": ranking[:, : config.top_k]}
+        metrics: Metrics = {"loss": loss, "scores": scores, "selected": ranking[:, : config.top_k]}
+        return loss, metrics | _found(batch, scores)
 
     return objective
 
@@ -156,7 +163,7 @@ def _answer_loss(
 ) -> Array:
     """Cross-entropy in float32, over all answer tokens (long answers weigh more, as in the reference)."""
     assert batch.prompts is not None
-    logits = model.target_logits(params, batch.prompts, memories, rng)
+    logits = model.target_logits(params, batch.prompts, memories, rng, batch.rows)
     picked = jnp.take_along_axis(logits, batch.prompts.target_tokens[:, :, None], axis=-1)[..., 0]
     losses = jax.nn.logsumexp(logits, axis=-1) - picked
     return jnp.sum(losses * batch.prompts.target_weights) / jnp.maximum(totals.targets, 1)
@@ -179,6 +186,20 @@ def _contrastive_losses(logits: Array, positives: Array, candidates: Array) -> A
 
 def _has_positive(batch: Batch) -> Array:
     return jnp.any(jnp.asarray(batch.positives) & jnp.asarray(batch.candidates), axis=1)
+
+
+def _found(batch: Batch, scores: Array) -> Metrics:
+    if batch.positives is None:
+        return {}
+    return {"retrieval": retrieval_sums(scores, jnp.asarray(batch.positives), jnp.asarray(batch.candidates))}
+
+
+def _of_rows(rng: PRNGKeyArray | None, batch: Batch) -> Key[Array, " batch"] | None:
+    """A key for every sample, which does not depend on how the batch is cut."""
+    if rng is None:
+        return None
+    rows = jnp.arange(batch.candidates.shape[0]) if batch.rows is None else batch.rows
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(rng, rows)
 
 
 def _split(rng: PRNGKeyArray | None, parts: int) -> list[PRNGKeyArray | None]:

@@ -1,48 +1,79 @@
-"""A run directory as a model: what training starts from, and what it leaves behind."""
+"""A run directory as a model: what training starts from, what it leaves behind, and what it may be resumed with."""
 
 import dataclasses
 import json
 from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from clara_jax import pretrained
 from clara_jax.config import TrainConfig, load_config
 from clara_jax.errors import fail
 from clara_jax.interop.clara_checkpoint import ADAPTERS
 from clara_jax.models.lora import LoraConfig
-from clara_jax.pretrained import Pretrained
+from clara_jax.pretrained import Pretrained, with_query_reasoner
 from clara_jax.training.checkpoint import BASE, restore_adapters
+from clara_jax.training.stages import STAGES, check_trainable
 
 CONFIG = "config.yaml"
+# What may differ when a run goes on: where and how it runs, and how it is watched, not what it computes.
+FREE_KEYS = (
+    "run_dir",
+    "steps",
+    "epochs",
+    "evaluation",
+    "mesh",
+    "cluster",
+    "micro_batches",
+    "resume",
+    "log_every",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "keep_best",
+    "profile",
+    "compilation_cache",
+    "model.base",  # its fingerprint is compared instead
+    "model.remat",
+    "data.path",  # likewise
+    "data.workers",
+    "data.cache_dir",
+)
 
 
-def starting_model(config: TrainConfig) -> Pretrained:
-    """The model that a run starts from: new adapters, or those of `model.start_from`."""
+def starting_model(config: TrainConfig, mesh: Mesh | None = None) -> Pretrained:
+    """The model that a run starts from: new adapters, or those of `model.start_from`.
+
+    It has a query reasoner if the stage reads questions.
+    """
     settings = config.model
     dtype = None if settings.dtype == "auto" else settings.dtype
     if settings.start_from is None:
-        return pretrained.new_model(
-            settings.base,
-            settings.doc_max_length,
-            settings.compression_rate,
-            config.lora,
-            config.seed,
-            dtype,
-            settings.remat,
-            config.objective.top_k,
-        )
-    found = load_model(Path(settings.start_from), settings.base, dtype)
-    _require_same_shape(config, found)
-    decoder = dataclasses.replace(found.model.decoder, remat=settings.remat, lora_dropout=config.lora.dropout)
-    return dataclasses.replace(found, model=dataclasses.replace(found.model, decoder=decoder))
+        model = _new_model(config, mesh, dtype)
+    else:
+        found = load_model(Path(settings.start_from), settings.base, dtype, mesh)
+        _require_same_shape(config, found)
+        decoder = dataclasses.replace(found.model.decoder, remat=settings.remat, lora_dropout=config.lora.dropout)
+        model = dataclasses.replace(found, model=dataclasses.replace(found.model, decoder=decoder))
+    if settings.start_fresh:
+        check_trainable("model.start_fresh", settings.start_fresh)
+        fresh = with_query_reasoner(_new_model(config, mesh, dtype).params)
+        model.params.update({name: fresh[name] for name in settings.start_fresh})
+    if STAGES[config.stage].samples != "retrieval":
+        return model
+    return dataclasses.replace(model, params=with_query_reasoner(model.params))
 
 
-def load_model(folder: Path, base: str | None = None, dtype: str | None = None) -> Pretrained:
+def load_model(
+    folder: Path, base: str | None = None, dtype: str | None = None, mesh: Mesh | None = None
+) -> Pretrained:
     """The model of a run directory or of a CLaRa checkpoint in the reference's format.
 
     `base` overrides the base model that the folder names.
     """
     if (folder / ADAPTERS).exists():
-        return pretrained.load_checkpoint(folder, base, dtype)
+        return pretrained.load_checkpoint(folder, base, dtype, mesh=mesh)
     if not (folder / CONFIG).exists():
         fail(
             f"{folder} is neither a run directory (no {CONFIG}) nor a CLaRa checkpoint (no {ADAPTERS})",
@@ -51,19 +82,47 @@ def load_model(folder: Path, base: str | None = None, dtype: str | None = None) 
     config = load_config(folder / CONFIG)
     adapters = restore_adapters(folder)
     home = json.loads((folder / BASE).read_text(encoding="utf-8"))["folder"]
-    lora = dataclasses.replace(config.lora, dropout=0.0)
-    model = pretrained.new_model(
-        base or home,
+    without_dropout = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.0))
+    model = _new_model(without_dropout, mesh, dtype, base or home)
+    pretrained.set_special_rows(model.params, adapters.pop("special_rows"), model.tokenizer.special)
+    model.params.update(jax.tree.map(jnp.asarray, adapters))
+    return model
+
+
+def check_resumable(config: TrainConfig, run_dir: Path) -> None:
+    """Refuse to go on with a run under a configuration that computes something else."""
+    if not (run_dir / CONFIG).exists():
+        return
+    before, now = _flat(load_config(run_dir / CONFIG)), _flat(config)
+    for key, value in now.items():
+        if key.startswith(FREE_KEYS) or before[key] == value:
+            continue
+        fail(
+            f"{key} is {value!r}, and {run_dir} was trained with {before[key]!r}",
+            "Give the same value to go on, or name another run_dir",
+        )
+
+
+def _flat(config: TrainConfig) -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in dataclasses.asdict(config).items():
+        nested = isinstance(value, dict)
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if nested else {name: value}
+    return flat
+
+
+def _new_model(config: TrainConfig, mesh: Mesh | None, dtype: str | None, base: str | None = None) -> Pretrained:
+    return pretrained.new_model(
+        base or config.model.base,
         config.model.doc_max_length,
         config.model.compression_rate,
-        lora,
+        config.lora,
         config.seed,
         dtype,
-        top_k=config.objective.top_k,
+        config.model.remat,
+        config.objective.top_k,
+        mesh=mesh,
     )
-    pretrained.set_special_rows(model.params, adapters.pop("special_rows"), model.tokenizer.special)
-    model.params.update(adapters)
-    return model
 
 
 def _require_same_shape(config: TrainConfig, found: Pretrained) -> None:

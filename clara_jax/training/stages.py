@@ -1,10 +1,10 @@
 """The four stages of the paper: what each trains, on what, and by which loss (paper, Table 10)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-from clara_jax.data.pipeline import SampleKind
+from clara_jax.data.samples import SampleKind
 from clara_jax.errors import fail
 from clara_jax.models.roles import ROLES, Params, RoleModel
 from clara_jax.training.objectives import (
@@ -40,9 +40,18 @@ STAGES: dict[StageName, Stage] = {
 
 def split_trainable(params: Params, names: tuple[str, ...]) -> tuple[Params, Params]:
     """(trainable, frozen): `params` split by subtree name. Raises `UserError` for an unknown name."""
-    unknown = [name for name in names if name not in TRAINABLE]
-    if unknown or not names:
-        what = f"'{unknown[0]}' cannot be trained" if unknown else "nothing is to be trained"
-        fail(f"trainable: {what}", f"Choose from {', '.join(TRAINABLE)}")
+    check_trainable("trainable", names)
+    if not names:
+        fail("trainable: nothing is to be trained", f"Choose from {', '.join(TRAINABLE)}")
+    missing = [name for name in names if name not in params]
+    if missing:
+        fail(f"trainable: this stage has no {missing[0]}", f"Choose from {', '.join(set(params) - {'base'})}")
     trainable = {name: params[name] for name in names}
     return trainable, {name: tree for name, tree in params.items() if name not in names}
+
+
+def check_trainable(key: str, names: Sequence[str]) -> None:
+    """Refuse names that are not subtrees which can be trained; `key` is where they were given."""
+    for name in names:
+        if name not in TRAINABLE:
+            fail(f"{key}: '{name}' cannot be trained", f"Choose from {', '.join(TRAINABLE)}")

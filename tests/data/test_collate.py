@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.data.buckets import round_up
-from clara_jax.data.collate import Batch, Exchange, pad_candidates, pad_encoder_inputs, pad_exchanges
-from clara_jax.data.pipeline import collate
-from clara_jax.data.samples import Limits, Sample
+from clara_jax.data.collate import Batch, collate, pad_candidates, pad_encoder_inputs, pad_exchanges, round_up
+from clara_jax.data.length_classes import Shape
+from clara_jax.data.samples import Exchange, Sample
 from clara_jax.data.tokenizer import SpecialTokens
 from clara_jax.errors import UserError
 from clara_jax.models.config import DecoderConfig, Rope
@@ -100,32 +99,33 @@ def test_rows_without_documents_need_no_slot():
     np.testing.assert_array_equal(inputs.slots, [[[8, 8]], [[1, 2]]])
 
 
-def test_collate_counts_and_pads_to_buckets():
-    """Tokens per second and padding in the log would be wrong, or every batch compile anew."""
+def test_collate_pads_to_the_shape():
+    """A batch of another shape than was compiled would be compiled again, in the middle of a run."""
     exchange = Exchange([1, *MEMORY, 9, 2], 4)
     samples = [
-        Sample([[5] * 40, [6]], exchange, 1, question=[7] * 3, positives=(1,), cut=2),
-        Sample([[5]], exchange, 1, question=[7], positives=None, cut=1),
+        Sample([[5] * 40, [6]], exchange, 1, question=[7] * 3, positives=(1,)),
+        Sample([[5]], exchange, 1, question=[7], positives=None),
     ]
-    counted = collate(samples, SPECIAL, Limits(document=64, question=64, prompt=64))
-    batch = counted.batch
-    assert batch.documents.tokens.shape == (2, 2, 48)
-    assert batch.questions.tokens.shape == (2, 32)
+    batch = collate(samples, SPECIAL, Shape(3, 48, 32, 8, 16, 2), [4, 6])
+    assert batch.documents.tokens.shape == (2, 3, 48)
+    assert batch.questions.tokens.shape == (2, 16)
     assert batch.prompts.tokens.shape == (2, 32)
-    np.testing.assert_array_equal(batch.positives, [[False, True], [False, False]])
-    assert counted.document_tokens == 42 + 3 + 3  # memory tokens included, the padding document not
-    assert (counted.target_tokens, counted.cut) == (4, 3)
-    real, columns = 48 + 2 * 6 + 5 + 3, 2 * 2 * 48 + 2 * 32 + 2 * 32
-    assert counted.padding == pytest.approx(1 - real / columns)
-    # Texts at their limit fit, and a limit below the bucket is not passed.
-    full = collate([Sample([[5] * 43], exchange, 1)], SPECIAL, Limits(document=40, question=8, prompt=6))
-    assert full.batch.documents.tokens.shape == (1, 1, 45)
-    assert full.batch.prompts.tokens.shape == (1, 6)
-    assert full.batch.questions is None
+    assert batch.prompts.slots.shape == (2, 2, 2)
+    assert batch.prompts.target_tokens.shape == (2, 8)
+    np.testing.assert_array_equal(batch.candidates, [[True, True, False], [True, False, False]])
+    np.testing.assert_array_equal(batch.positives, [[False, True, False], [False] * 3])
+    np.testing.assert_array_equal(batch.rows, [4, 6])
+    # A masked row, and samples without a question.
+    empty = Sample([], Exchange([0], 1), 0)
+    batch = collate([Sample([[5] * 43], exchange, 1), empty], SPECIAL, Shape(1, 45, 6, 2, 0, 1), [0, 1])
+    np.testing.assert_array_equal(batch.candidates, [[True], [False]])
+    np.testing.assert_array_equal(batch.prompts.target_weights, [[1.0, 1.0], [0.0, 0.0]])
+    assert batch.questions is None
+    assert batch.positives is None
 
 
-def test_buckets():
-    """A bucket below its text crashes collation; far too many buckets compile all day."""
+def test_round_up():
+    """A length below its text crashes; far too many lengths compile all day."""
     buckets = {round_up(length, 10**6) for length in range(1, 5000)}
     assert len(buckets) <= 16
     for length in range(1, 5000):

@@ -6,13 +6,8 @@ import random
 
 import pytest
 
-from clara_jax.data.records import FieldError, Record, parse_record, read_jsonl
-from clara_jax.errors import UserError
-
-LIST = {"data_type": "qa", "question": ["Who?", "When?"], "answers": ["Ada", "1843"], "docs": ["Ada wrote it."]}
-PARAPHRASE = {"data_type": "paraphrase", "answers": ["Said anew."], "docs": ["Said."]}
-SINGLE = {"question": "Who?", "answer": "Ada", "docs": ["Ada.", "Bob.", ""], "pos_index": [2, 0]}
-GOOD = (LIST, PARAPHRASE, SINGLE)
+from clara_jax.data.records import FieldError, Record, parse_record
+from tests.data.examples import GOOD, LIST, PARAPHRASE, SINGLE, changed, read_records, write_lines
 
 
 def test_the_three_formats():
@@ -36,10 +31,6 @@ def test_where_the_answer_is_looked_for(answers, expected):
     assert parse_record({"question": "Who?", "docs": ["d"], **answers}).answers == expected
 
 
-def changed(record, **fields):
-    return {key: value for key, value in (record | fields).items() if value is not ...}
-
-
 @pytest.mark.parametrize(
     ("record", "named"),
     [
@@ -48,7 +39,6 @@ def changed(record, **fields):
         ("text", "JSON object"),
         (7, "JSON object"),
         (changed(LIST, data_type="quiz"), '\'data_type\'.*"qa" or "paraphrase".*quiz'),
-        (changed(LIST, data_type=None), "'data_type'"),
         (changed(LIST, data_type=["qa"]), "'data_type'"),
         (changed(LIST, docs=...), "'docs' is missing"),
         (changed(LIST, docs=[]), "'docs' must be at least one text"),
@@ -64,7 +54,7 @@ def changed(record, **fields):
         (changed(LIST, question=["only one"]), "'question' has 1 texts and its answers 2"),
         (changed(LIST, question=[], answers=["a"]), "'question' has 0 texts"),
         (changed(LIST, question={"text": "a"}), "'question' must be a text"),
-        (changed(SINGLE, question=None), "'question' must be a text"),
+        (changed(SINGLE, question=None), "'question' is missing"),
         (changed(SINGLE, question="\ud83d"), "'question' holds a lone surrogate"),
         (changed(SINGLE, answer=...), "'answer' is missing"),
         (changed(SINGLE, answer=3), "'answer' must be"),
@@ -86,73 +76,6 @@ def test_each_field_is_refused_by_name(record, named):
     with pytest.raises(FieldError, match=named) as error:
         parse_record(record)
     assert len(str(error.value)) < 200  # one readable line, whatever the value
-
-
-def write_lines(path, *lines):
-    path.write_bytes(b"\n".join(json.dumps(x).encode() if isinstance(x, dict) else x for x in lines) + b"\n")
-    return path
-
-
-BAD_LINES = {
-    "cut off": (b'{"docs": ["a"', "the line is not JSON"),
-    "not UTF-8": (b'{"question": "\xff", "answer": "a", "docs": ["d"]}', "the line is not UTF-8"),
-    "UTF-16": ('{"docs": []}'.encode("utf-16"), "the line is not UTF-8"),
-    "two records in a line": (b"{} {}", "the line is not JSON"),
-    "byte order mark": (b"\xef\xbb\xbf{}", "the line is not JSON"),
-    "a number too long": (b"9" * 5000, "the line is not JSON"),
-    "deep nesting": (b"[" * 200_000, "the line is not JSON"),
-    "NaN": (b'{"question": NaN, "answer": "a", "docs": ["d"]}', "field 'question' must be a text, not nan"),
-    "escaped surrogate": (b'{"question": "\\ud800", "answer": "a", "docs": ["d"]}', "field 'question' holds a lone"),
-    "a field": (json.dumps(changed(SINGLE, docs=3)).encode(), "field 'docs' must be a list of texts, not 3"),
-}
-
-
-@pytest.mark.parametrize(("line", "reason"), BAD_LINES.values(), ids=BAD_LINES)
-def test_a_bad_line_stops_with_file_line_and_reason(line, reason, tmp_path):
-    """Hours of preparation would end in a traceback that does not say where to look."""
-    path = write_lines(tmp_path / "data.jsonl", SINGLE, b"  ", line, LIST)  # blank lines count as lines
-    with pytest.raises(UserError) as error:
-        read_jsonl(path)
-    assert str(error.value).startswith(f"{path}, line 3: {reason}")
-    assert "data.on_bad_record" in str(error.value)
-
-
-@pytest.mark.parametrize("depth", [50, 300, 600, 900, 950, 980, 990, 995, 1000, 3000])
-def test_nesting_of_any_depth_is_refused(depth, tmp_path):
-    """Showing the value in the message recurses too: some depths pass the JSON parser and break the message."""
-    line = b'{"question": "q", "answer": "a", "docs": ' + b"[" * depth + b"]" * depth + b"}"
-    with pytest.raises(UserError, match="line 1"):
-        read_jsonl(write_lines(tmp_path / "data.jsonl", line))
-
-
-def test_skip_counts_and_keeps_the_order(tmp_path):
-    """Skipped lines would be lost without a number to judge them by."""
-    bad = [line for line, _ in BAD_LINES.values()]
-    path = write_lines(tmp_path / "data.jsonl", bad[0], SINGLE, *bad[1:], b"", LIST, b"\t", PARAPHRASE)
-    records, skipped = read_jsonl(path, "skip")
-    assert records == [parse_record(record) for record in (SINGLE, LIST, PARAPHRASE)]
-    assert skipped == len(bad)
-    assert read_jsonl(write_lines(tmp_path / "good.jsonl", *GOOD)) == ([parse_record(r) for r in GOOD], 0)
-
-
-def test_line_ends_inside_texts_and_of_other_systems(tmp_path):
-    """Unicode's own line separators in a text must not cut it; files from Windows must load."""
-    record = changed(SINGLE, question="a\u2028b\u0085c\rd\x0be\x00f")
-    path = tmp_path / "data.jsonl"
-    path.write_bytes(json.dumps(record, ensure_ascii=False).encode() + b"\r\n" + json.dumps(LIST).encode())
-    assert read_jsonl(path)[0][0].questions == (record["question"],)
-    assert len(read_jsonl(path)[0]) == 2
-
-
-def test_files_without_records(tmp_path):
-    """A wrong path or an all-bad file would start a training run on nothing."""
-    with pytest.raises(UserError, match=r"no\.jsonl cannot be read .*data\.path"):
-        read_jsonl(tmp_path / "no.jsonl")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_jsonl(tmp_path)
-    for name, lines, count in (("empty.jsonl", [b""], 0), ("bad.jsonl", [b"{", b"["], 2)):
-        with pytest.raises(UserError, match=rf"{name} holds no usable record \({count} bad ones\)"):
-            read_jsonl(write_lines(tmp_path / name, *lines), "skip")
 
 
 ATOMS = [
@@ -195,6 +118,13 @@ def texts_of(fields):
     return fields["docs"], [] if fields.get("data_type") == "paraphrase" else questions, answers
 
 
+def test_null_is_absent():
+    """Rows of a table have every column of every row: a paraphrase row beside question rows would be refused."""
+    null = {"question": None, "answer": None, "golden_answers": None, "pos_index": None}
+    assert parse_record(null | PARAPHRASE) == parse_record(PARAPHRASE)
+    assert parse_record(changed(SINGLE, data_type=None)) == parse_record(SINGLE)
+
+
 def test_ten_thousand_mutated_records(tmp_path):
     """Some malformed record would raise an exception that nobody catches, or pass with its texts changed."""
     rng = random.Random(20260101)
@@ -217,7 +147,7 @@ def test_ten_thousand_mutated_records(tmp_path):
     assert 2000 < len(accepted) < 8000  # the mutator makes both kinds
     # The same through a file.
     path = write_lines(tmp_path / "data.jsonl", *(json.dumps(fields).encode() for fields in mutated))
-    records, skipped = read_jsonl(path, "skip")
+    records, skipped = read_records(path, "skip")
     assert records == accepted
     assert skipped == len(mutated) - len(accepted)
 
@@ -238,7 +168,7 @@ def test_ten_thousand_mutated_lines(tmp_path):
             else:
                 line.insert(place, rng.randrange(256))
         lines.append(bytes(line).replace(b"\n", b" "))
-    records, skipped = read_jsonl(write_lines(tmp_path / "data.jsonl", *lines), "skip")
+    records, skipped = read_records(write_lines(tmp_path / "data.jsonl", *lines), "skip")
     blank = sum(not line.strip() for line in lines)
     assert len(records) + skipped + blank == len(lines)
     assert records and skipped

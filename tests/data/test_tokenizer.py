@@ -6,9 +6,8 @@ import shutil
 
 import pytest
 
-from clara_jax.data.pipeline import collate
 from clara_jax.data.prompts import answer_prompt
-from clara_jax.data.records import Record
+from clara_jax.data.records import FieldError, Record
 from clara_jax.data.samples import Limits, compression_sample, instruction_sample, retrieval_sample
 from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.errors import UserError
@@ -142,8 +141,6 @@ def test_cut_texts_are_counted():
     cut = instruction_sample(record, tokenizer, less, random.Random(0))
     assert cut.cut == 1
     assert cut.exchange.tokens == whole.tokens[:-1]
-    samples = [instruction_sample(record, tokenizer, Limits(10, 10, 2000), random.Random(0))] * 3
-    assert collate(samples, tokenizer.special, Limits(10, 10, 2000)).cut == 6
 
 
 @pytest.mark.parametrize("make", [instruction_sample, lambda r, t, li, _: retrieval_sample(r, t, li, 1)])
@@ -151,8 +148,18 @@ def test_a_record_without_a_question_is_refused(make):
     """A paraphrase record in instruction tuning or end-to-end training would end in an IndexError hours in."""
     tokenizer = ClaraTokenizer(TOKENIZERS / "phi_template_inside", 2)
     record = Record(("text",), (), ("again",), "paraphrase")
-    with pytest.raises(UserError, match="question"):
+    with pytest.raises(FieldError, match="'question' is missing; paraphrase rows belong to compression_pretraining"):
         make(record, tokenizer, Limits(), random.Random(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_of_texts_give_the_same_ids(name):
+    """Training would see other tokens than a single text at inference."""
+    tokenizer = ClaraTokenizer(TOKENIZERS / name, 2)
+    texts = ["a cat", "", "the dog <MEM0> ran <SEP>\n\n", "a cat " * 50, "na\u00efve \u2028 \U0001f600"]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_passages(texts, 8) == [tokenizer.encode_passage(text, 8) for text in texts]
+    assert tokenizer.encode_batch([]) == []
 
 
 def test_question_list_record_in_stage_one_without_slots_left_over():

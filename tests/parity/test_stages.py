@@ -45,12 +45,12 @@ class WatchedModel(RoleModel):
 
     seen: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def encode(self, params, role, inputs, rng=None):
-        self.seen[role] = super().encode(params, role, inputs, rng)
+    def encode(self, params, role, inputs, rng=None, rows=None):
+        self.seen[role] = super().encode(params, role, inputs, rng, rows)
         return self.seen[role]
 
-    def target_logits(self, params, inputs, memories, rng=None):
-        self.seen["logits"] = super().target_logits(params, inputs, memories, rng)
+    def target_logits(self, params, inputs, memories, rng=None, rows=None):
+        self.seen["logits"] = super().target_logits(params, inputs, memories, rng, rows)
         return self.seen["logits"]
 
 

@@ -45,6 +45,8 @@ def arguments(run_dir: Path, data: Path, *overrides: str) -> list[str]:
         "log_every": 1,
         "checkpoint_every": 2,
         "optimizer.learning_rate": 0.01,
+        "mesh.data": 1,
+        "data.cache_dir": run_dir.parent / "tokens",
     }
     return [f"--{key}={value}" for key, value in settings.items()] + list(overrides)
 
@@ -52,7 +54,7 @@ def arguments(run_dir: Path, data: Path, *overrides: str) -> list[str]:
 def test_train_writes_a_run_that_loads_and_goes_on_bit_for_bit(tmp_path: Path, data: Path):
     """An interrupted run must end exactly where an uninterrupted one does, and be usable afterwards."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    last = train(parse_train_config(arguments(whole, data)))
+    last = train(parse_train_config(arguments(whole, data))).loss
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert lines[-1]["loss"] == last < lines[0]["loss"]
@@ -62,7 +64,7 @@ def test_train_writes_a_run_that_loads_and_goes_on_bit_for_bit(tmp_path: Path, d
 
     train(parse_train_config(arguments(parts, data)))
     shutil.rmtree(parts / "checkpoints" / "4")  # as if killed before its last save
-    assert train(parse_train_config(arguments(parts, data))) == last
+    assert train(parse_train_config(arguments(parts, data))).loss == last
     assert len((parts / "metrics.jsonl").read_text().splitlines()) == 4
     for mine, expected in zip(jax.tree.leaves(restore_adapters(parts)), jax.tree.leaves(restore_adapters(whole))):
         np.testing.assert_array_equal(mine, expected)
@@ -82,8 +84,7 @@ def test_train_one_step_of_every_retrieval_stage(tmp_path: Path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     for stage in ("end_to_end", "retrieval_pretraining"):
         more = (f"--stage={stage}", "--steps=1", "--objective.top_k=4", "--objective.estimator=gumbel")
-        loss = train(parse_train_config(arguments(tmp_path / stage, path, *more)))
-        assert np.isfinite(loss)
+        assert np.isfinite(train(parse_train_config(arguments(tmp_path / stage, path, *more))).loss)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_bad_record_is_named_or_skipped(tmp_path: Path, data: Path, capsys):
     with pytest.raises(UserError, match=r"data.jsonl, line 13: field 'docs' must be a list of texts"):
         train(parse_train_config(arguments(tmp_path / "stop", data)))
     train(parse_train_config(arguments(tmp_path / "skip", data, "--data.on_bad_record=skip")))
-    assert "skipped 1 bad records, kept 12" in capsys.readouterr().out
+    assert "12 samples, 1 skipped (first: line 13" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)

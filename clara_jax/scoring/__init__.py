@@ -1,0 +1,1 @@
+"""How well a model answers (`answers`) and retrieves (`ranking`)."""
