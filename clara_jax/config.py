@@ -30,12 +30,13 @@ class ModelConfig:
 
     Args:
         base: Base model, a Hugging Face folder, a folder made by `clara_jax.convert base`, or a hub id.
-        start_from: Run directory or CLaRa checkpoint whose adapters training starts from (default: new ones).
+        start_from: Run directory, one of its checkpoints/STEP, or CLaRa checkpoint that training starts from.
         start_fresh: Subtrees to begin anew all the same, for instance generator.
         doc_max_length: Longest document in tokens; what is longer is cut.
         compression_rate: Document tokens per memory token.
         dtype: Compute type; auto is float32 on the CPU and bfloat16 on an accelerator.
-        remat: What the backward pass keeps of each layer; the rest is computed again.
+        remat: What the backward pass keeps of each layer, from fastest to least memory; everything, dots (products
+            with weights) or nothing; the rest is computed again.
 
     """
 
@@ -82,6 +83,8 @@ class EvaluationConfig:
         for key, least in (("every", 1), ("records", 1), ("generate", 0), ("max_new_tokens", 1), ("show", 0)):
             if getattr(self, key) < least:
                 fail(f"evaluation.{key} is {getattr(self, key)}", f"Give at least {least}")
+        if self.batch_size is not None and self.batch_size < 1:
+            fail(f"evaluation.batch_size is {self.batch_size}", "Give at least 1, or nothing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +143,10 @@ class TrainConfig:
     compilation_cache: str = "~/.cache/clara_jax/compiled"
 
     def __post_init__(self) -> None:
+        if "://" in self.run_dir:
+            fail(
+                f"run_dir is {self.run_dir}", "Name a local folder; a bucket can be mounted as one (Cloud Storage FUSE)"
+            )
         for key in ("batch_size", "micro_batches", "steps", "log_every", "checkpoint_every", "keep_checkpoints"):
             value = getattr(self, key)
             if value is not None and value < 1:
@@ -195,7 +202,8 @@ def load_config(path: Path) -> TrainConfig:
 def _parser() -> jsonargparse.ArgumentParser:
     parser = jsonargparse.ArgumentParser(
         prog="python -m clara_jax.train",
-        description="Train one stage of CLaRa.",
+        description="Train one stage of CLaRa. A --config file with the key `curriculum`, a list of stages (files, or "
+        "the keys that differ), trains them one after the other.",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")

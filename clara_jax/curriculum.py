@@ -10,16 +10,15 @@ Keys beside `curriculum` hold for every stage that does not name them itself; th
 """
 
 import argparse
-import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from clara_jax.config import TrainConfig, parse_train_config
-from clara_jax.errors import fail
+from clara_jax.config import TrainConfig, config_text, parse_train_config
+from clara_jax.errors import UserError, fail
 
 CURRICULUM = "curriculum"
 
@@ -33,44 +32,53 @@ def parse_runs(arguments: Sequence[str] | None = None) -> list[TrainConfig]:
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config")
     finder.add_argument("--run_dir")
-    with contextlib.suppress(argparse.ArgumentError):
-        found, _ = finder.parse_known_args(arguments)
-        shared = _read_yaml(Path(found.config)) if found.config else {}
-        if CURRICULUM in shared:
-            return _parse_curriculum(Path(found.config), shared, found.run_dir, arguments)
-    return [parse_train_config(arguments)]
+    try:
+        found, others = finder.parse_known_args(arguments)
+    except argparse.ArgumentError:  # which the parser of the configuration explains
+        return [parse_train_config(arguments)]
+    if found.config is None or {"-h", "--help"} & set(others):
+        return [parse_train_config(arguments)]
+    shared = _read_yaml(Path(found.config), "--config")
+    if CURRICULUM not in shared:
+        return [parse_train_config(arguments)]
+    configs = list(_stages(Path(found.config), shared, found.run_dir))
+    printing = [argument for argument in others if argument.startswith("--print_config")]
+    overrides = [argument for argument in others if argument not in printing]
+    runs = [_parse_stage(config, overrides, where) for config, where in configs]
+    if printing:
+        print("---\n".join(config_text(run) for run in runs), end="")
+        sys.exit(0)
+    return runs
 
 
-def _parse_curriculum(
-    path: Path, shared: dict[str, Any], run_dir: str | None, arguments: list[str]
-) -> list[TrainConfig]:
+def _stages(path: Path, shared: dict[str, Any], run_dir: str | None) -> Iterator[tuple[dict[str, Any], str]]:
+    """The keys of each stage, and what to call it in an error."""
     entries = shared.pop(CURRICULUM)
     run_dir = run_dir or shared.get("run_dir")
     if not isinstance(entries, list) or not entries:
         fail(f"{path}: curriculum is not a list of stages", "Give files, or stages with the keys that differ")
     if not isinstance(run_dir, str):
         fail(f"{path}: run_dir is missing", "Name a folder for the curriculum's runs")
-    overrides = _without_config(arguments)
-    runs: list[TrainConfig] = []
-    printing = False
+    before = None
     for number, entry in enumerate(entries, 1):
-        keys = _read_yaml(path.parent / entry) if isinstance(entry, str) else entry
-        if not isinstance(keys, dict):
-            fail(f"{path}: entry {number} of curriculum is {entry!r}", "Give a file, or keys of a stage")
-        merged = _merged(shared, keys)
-        own = [f"--run_dir={run_dir}/{number}_{merged.get('stage')}"]
-        if runs and "start_from" not in (keys.get("model") or {}):
-            own.append(f"--model.start_from={runs[-1].run_dir}")
-        try:
-            runs.append(parse_train_config([f"--config={yaml.safe_dump(merged)}", *overrides, *own]))
-        except SystemExit:  # --help, or --print_config, which shows every stage
-            if "--help" in arguments or "-h" in arguments:
-                raise
-            printing = True
-            runs.append(parse_train_config([f"--config={yaml.safe_dump(merged)}", *_asking_nothing(overrides), *own]))
-    if printing:
-        sys.exit(0)
-    return runs
+        where = f"{path}, stage {number} of the curriculum"
+        own = _read_yaml(path.parent / entry, where) if isinstance(entry, str) else entry
+        if not isinstance(own, dict):
+            fail(f"{where} is {entry!r}", "Give a file, or keys of a stage")
+        stage = _merged(shared, own)
+        model = dict(stage.get("model") or {})
+        # A stage written out here may start from elsewhere; in a file of its own that key is for running it alone.
+        if before is not None and (isinstance(entry, str) or "start_from" not in (own.get("model") or {})):
+            model["start_from"] = before
+        before = f"{run_dir}/{number}_{stage.get('stage')}"
+        yield {**stage, "model": model, "run_dir": before}, where
+
+
+def _parse_stage(stage: dict[str, Any], overrides: list[str], where: str) -> TrainConfig:
+    try:
+        return parse_train_config([f"--config={yaml.safe_dump(stage)}", *overrides])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -82,23 +90,16 @@ def _merged(shared: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
-    """The keys of a YAML file; {} where it is not one, which the parser of the configuration then says."""
+def _read_yaml(path: Path, where: str) -> dict[str, Any]:
+    """The keys of a YAML file that `where` names. Raises `UserError`."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _without_config(arguments: list[str]) -> list[str]:
-    kept, skip = [], False
-    for argument in arguments:
-        if not skip and argument != "--config" and not argument.startswith(("--config=", "--run_dir=")):
-            kept.append(argument)
-        skip = argument in ("--config", "--run_dir")
-    return [argument for argument in kept if argument != "--run_dir"]
-
-
-def _asking_nothing(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if not argument.startswith("--print_config")]
+    except OSError as error:
+        fail(f"{where}: {path} cannot be read ({error.strerror})", "Check the path")
+    except UnicodeDecodeError:
+        fail(f"{where}: {path} is not UTF-8 text", "Give a YAML file")
+    except yaml.YAMLError as error:
+        fail(f"{where}: {path} is not YAML ({' '.join(str(error).split())})", "Correct that line")
+    if not isinstance(content, dict):
+        fail(f"{where}: {path} holds no keys", "Give a YAML file with the keys that --help lists")
+    return content

@@ -176,9 +176,9 @@ def look_up(table: Float[Array, "entries hidden"], tokens: Int[Array, "rows leng
         part = jnp.take(table, jax.lax.all_gather(tokens, FSDP, tiled=True), axis=0)
         return jax.lax.all_to_all(part, FSDP, split_axis=0, concat_axis=2, tiled=True)
 
-    return jax.shard_map(
-        of_device, in_specs=(P(None, FSDP), P(FSDP)), out_specs=P(FSDP), axis_names={FSDP, TENSOR}
-    )(table, tokens)
+    return jax.shard_map(of_device, in_specs=(P(None, FSDP), P(FSDP)), out_specs=P(FSDP), axis_names={FSDP, TENSOR})(
+        table, tokens
+    )
 
 
 def on_mesh(mesh: Mesh, function: F) -> F:

@@ -6,6 +6,7 @@ from clara_jax.cluster import is_main, joined
 from clara_jax.curriculum import parse_runs
 from clara_jax.errors import run_command
 from clara_jax.training.loop import Outcome, train
+from clara_jax.training.setup import check
 from clara_jax.training.stop import STOPPED_STATUS
 
 
@@ -13,6 +14,8 @@ def main() -> None:
     """Parse, train, and say where the results are."""
     runs = parse_runs()
     with joined(runs[0].cluster):
+        for config in runs:
+            check(config)
         for config in runs:
             outcome = train(config)
             if is_main():

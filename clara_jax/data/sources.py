@@ -67,31 +67,37 @@ def open_source(name: str) -> Source:
     A name is a `.jsonl` or `.json` file of lines, a `.parquet` file, a folder of Hugging Face datasets or a hub id
     `owner/name`; folder and hub id may end in `:split` (default `train`). Raises `UserError` for anything else.
     """
+    check_source(name)
     if Path(name).is_file():
         return _file_source(Path(name))
     if Path(name).is_dir():
         return _dataset_source(name, name, None)
     place, _, split = name.partition(":")
-    if split and Path(place).is_dir():
-        return _dataset_source(name, place, split)
-    if Path(name).suffix in (".jsonl", ".json", ".parquet") or not _HUB_ID.fullmatch(place):
-        fail(f"data.path names {name}, and there is no such file or folder", "Check the path")
     return _dataset_source(name, place, split or None)
 
 
-def _file_source(path: Path) -> Source:
-    readers = {".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet_rows}
-    if path.suffix not in readers:
+def check_source(name: str) -> None:
+    """Refuse what cannot be a source, by a look at names alone; what a hub holds is not asked."""
+    path = Path(name)
+    if path.is_file() and path.suffix not in _READERS:
         fail(
-            f"data.path names {path}, a file of unknown kind",
+            f"data source {name} is a file of unknown kind",
             "Give .jsonl or .json (a record per line) or .parquet, a folder of Hugging Face datasets, or a hub id",
         )
+    place, _, split = name.partition(":")
+    if path.exists() or (split and Path(place).is_dir()):
+        return
+    if path.suffix in _READERS or not _HUB_ID.fullmatch(place):
+        fail(f"data source {name}: there is no such file or folder", "Check the path")
+
+
+def _file_source(path: Path) -> Source:
     try:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        fail(f"data file {path} cannot be read ({error.strerror})", "Check data.path and the file's permissions")
-    return Source(str(path), fingerprint, lambda: readers[path.suffix](path))
+        fail(f"data file {path} cannot be read ({error.strerror})", "Check the file's permissions")
+    return Source(str(path), fingerprint, lambda: _READERS[path.suffix](path))
 
 
 def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -123,6 +129,9 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
         fail(f"{path} is not a whole Parquet file ({_one_line(error)})", "Write or download it again")
 
 
+_READERS = {".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet_rows}
+
+
 def _dataset_source(name: str, place: str, split: str | None) -> Source:
     try:
         dataset = _load_dataset(place, split)
@@ -131,10 +140,10 @@ def _dataset_source(name: str, place: str, split: str | None) -> Source:
     except Exception as error:  # datasets passes on whatever its readers and its HTTP client raise
         reason = f"{type(error).__name__}: {_one_line(error)}"
         if Path(place).is_dir():
-            fail(f"{name} cannot be read as a Hugging Face dataset ({reason})", "Check data.path and the split")
+            fail(f"{name} cannot be read as a Hugging Face dataset ({reason})", "Check the path and the split")
         fail(
             f"{name} is neither a file nor a folder here, and cannot be had from the Hugging Face hub ({reason})",
-            "Check data.path, the split and the network",
+            "Check the name, the split and the network",
         )
     columns = [column for column in FIELDS if column in dataset.column_names]
     tables = dataset.select_columns(columns).with_format("arrow") if columns else None

@@ -37,6 +37,8 @@ class LoraConfig:
     def __post_init__(self) -> None:
         if self.rank < 1:
             fail(f"lora.rank is {self.rank}", "Give a rank of at least 1")
+        if not self.alpha > 0:
+            fail(f"lora.alpha is {self.alpha}", "Give a positive number")
         if not 0 <= self.dropout < 1:
             fail(f"lora.dropout is {self.dropout}", "Give a share in [0, 1)")
 

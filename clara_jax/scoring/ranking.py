@@ -14,6 +14,11 @@ from jaxtyping import Array, Bool, Float
 KS = (1, 3, 5)
 
 
+def retrieval_names(ks: Sequence[int] = KS) -> list[str]:
+    """Names of what `retrieval_means` gives."""
+    return [f"{what}@{k}" for what in ("recall", "precision") for k in ks]
+
+
 def retrieval_sums(
     scores: Float[Array, "batch candidates"],
     positives: Bool[Array, "batch candidates"],

@@ -6,8 +6,10 @@ run's `config.yaml` names it and `base.json` holds its fingerprint.
 
 import dataclasses
 import json
+import logging
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
 
+from clara_jax.cluster import is_loss
 from clara_jax.errors import UserError, fail
 from clara_jax.files import replace_text
 from clara_jax.interop.base import base_fingerprint
@@ -41,6 +44,7 @@ class Checkpoints:
 
         The latest `keep` are kept, and the one with the best `keep_best`, an evaluation metric's name.
         """
+        _say_errors_once()
         self._folder = (run_dir / CHECKPOINTS).absolute()
         policies: list[PreservationPolicy] = [LatestN(keep)]
         if keep_best is not None:
@@ -48,7 +52,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        with self._reported():
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     @property
     def latest(self) -> int | None:
@@ -67,37 +72,57 @@ class Checkpoints:
             others=ocp.args.StandardSave(others),
             data=ocp.args.JsonSave(dataclasses.asdict(place)),
         )
-        with self._reported(step):
+        with self._reported():
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
 
     def restore(self, like: TrainState) -> tuple[TrainState, DataPlace]:
         """The latest state, on the devices that hold `like`, and where the data stood."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, _plain(like))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
-        items = self._manager.restore(self.latest, args=args)
-        fields = items["state"]
+        try:
+            items = self._manager.restore(self.latest, args=args)
+            fields, place = items["state"], DataPlace(**items["data"])
+        except (OSError, ValueError, KeyError, TypeError) as error:  # for a file that is missing, cut or garbled
+            earlier = [step for step in self._complete() if step != self.latest]
+            rest = f"from step {earlier[-1]}" if earlier else "from the start"
+            fail(
+                f"{self._folder / str(self.latest)} cannot be read ({_reason(error)})",
+                f"If its files are damaged remove that folder, and the same command goes on {rest}",
+            )
         state = TrainState(**{**fields, "rng": jax.random.wrap_key_data(fields["rng"])})
-        return state, DataPlace(**items["data"])
+        return state, place
 
     def finish(self) -> None:
         """Wait for saves under way. Raises `UserError` if one cannot be written."""
-        with self._reported(None):
+        with self._reported():
             self._manager.wait_until_finished()
 
-    def close(self) -> None:
-        """Let go of the folder, whatever has happened."""
-        self._manager.close()
+    def check(self) -> None:
+        """Raise `UserError` if the latest save has failed since; takes no time, to be asked after every step."""
+        if not self._manager.is_saving_in_progress():
+            self.finish()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Let go of the folder after the saves under way; `error` is what ended the run, if anything did."""
+        if is_loss(error):
+            return  # a save would wait until every process has written its part
+        with self._reported() if error is None else suppress(OSError, ValueError, RuntimeError):
+            self._manager.close()
+
+    def _complete(self) -> list[int]:
+        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
 
     @contextmanager
-    def _reported(self, step: int | None) -> Iterator[None]:
+    def _reported(self) -> Iterator[None]:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise for a failed write
-            complete = [found for found in self._manager.all_steps(read=True) if found != step]
-            kept = f"that of step {max(complete)} is intact" if complete else "there is no earlier one"
-            reason = str(error).strip().split("\n")[0]
+            if is_loss(error):
+                raise
+            complete = self._complete()
+            kept = f"that of step {complete[-1]} is intact" if complete else "there is no earlier one"
             raise UserError(
-                f"{self._folder}: a checkpoint could not be written ({reason}); {kept}. "
+                f"{self._folder}: a checkpoint could not be written ({_reason(error)}); {kept}. "
                 "Make room or correct the folder's permissions, then give the same command to go on."
             ) from error
 
@@ -140,6 +165,31 @@ def _best(name: str) -> BestN:
         n=1,
         keep_checkpoints_without_metrics=False,
     )
+
+
+def _reason(error: Exception) -> str:
+    """What is said of an error, without TensorStore's places in its own source; both ends of a long text."""
+    text = str(error).strip().split("\n")[0].split(" [source locations=")[0]
+    return text if len(text) <= 300 else f"{text[:100]} ... {text[-200:]}"
+
+
+def _say_errors_once() -> None:
+    """Orbax raises the errors of its background threads, which then are said in a line; here it is told not to log
+    their tracebacks too, nor those of the requests under way that find its event loop closed after one has failed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).addFilter(_has_no_traceback)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _unraisable
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
+
+
+def _unraisable(found: "sys.UnraisableHookArgs") -> None:
+    if str(found.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(found)
 
 
 def _as_numpy(metadata: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,18 +59,17 @@ class Evaluation:
 
     def __call__(self, trainable: Params, frozen: Params) -> tuple[dict[str, float], list[Answered]]:
         """Metrics of the whole validation data, named `evaluation/...`, and the answers."""
-        sums: Any = None
+        sums: dict[str, Any] = {}
         answered: list[Answered] = []
         for counted in self._batches.iterate():
             batch = place_batch(self._mesh, counted.batch, len(counted.samples))
-            found = jax.device_get(self._evaluate(trainable, frozen, batch, self._totals))
-            sums = found if sums is None else jax.tree.map(np.add, sums, found)
+            found = jax.tree.map(float, self._evaluate(trainable, frozen, batch, self._totals))
+            sums = jax.tree.map(operator.add, sums, found) if sums else found
             if len(answered) < self._answers:
                 answered += self._generate({**frozen, **trainable}, batch, counted.samples)
         answered = answered[: self._answers]
         retrieval = sums.pop("retrieval", None)
-        values = {name: float(value) for name, value in sums.items()}
-        values |= {} if retrieval is None else retrieval_means(retrieval)
+        values = sums | ({} if retrieval is None else retrieval_means(retrieval))
         values |= score_answers([a.generated for a in answered], [a.accepted for a in answered])
         return {f"evaluation/{name}": value for name, value in values.items()}, answered
 

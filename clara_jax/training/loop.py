@@ -1,12 +1,15 @@
 """The training loop: dispatch a step, then log the one before, so that logging never makes the device wait."""
 
+import contextlib
 import dataclasses
 import math
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from clara_jax.cluster import is_main, main_first
 from clara_jax.config import TrainConfig, config_text, save_config
@@ -57,6 +60,8 @@ def train(config: TrainConfig) -> Outcome:
         if first >= run.steps:
             return Outcome(first, run.steps, None)
         if is_main():
+            with _writing(run_dir):
+                save_config(config, run_dir / CONFIG)
             print(_headline(run, first), flush=True)
         with (
             MetricsLog(run_dir, first, run.steps, enabled=is_main()) as log,
@@ -69,7 +74,7 @@ def train(config: TrainConfig) -> Outcome:
             checkpoints.finish()
         return outcome
     finally:
-        checkpoints.close()
+        checkpoints.close(sys.exception())
 
 
 class _Loop:
@@ -77,6 +82,8 @@ class _Loop:
 
     def __init__(self, run: Run, checkpoints: Checkpoints, log: MetricsLog):
         self.run_, self.checkpoints, self.log = run, checkpoints, log
+        # All at once: asked for one by one they would wait for the step that the device is at.
+        self.rates = np.broadcast_to(np.asarray(run.schedule(np.arange(run.steps))), run.steps)
         self.pending: tuple[int, Metrics, Counted] | None = None
         self.since = time.perf_counter()
         self.loss = math.nan
@@ -93,6 +100,7 @@ class _Loop:
             batch = place_batch(run.mesh, counted.batch, config.batch_size)
             state, metrics = run.step(state, run.frozen, batch)
             self.report()
+            self.checkpoints.check()
             self.pending = (number, metrics, counted)
             profile.after(number, metrics)
             last, stopped = number == run.steps, stop.reached(number)
@@ -132,7 +140,7 @@ class _Loop:
         return {
             **{name: float(value) for name, value in found.items()},
             **({} if retrieval is None else retrieval_means(retrieval)),
-            "learning_rate": float(self.run_.schedule(number - 1)),
+            "learning_rate": float(self.rates[number - 1]),
             "step_seconds": seconds,
             "target_tokens_per_second": counted.target_tokens / seconds,
             "document_tokens_per_second": counted.document_tokens / seconds,
@@ -218,11 +226,15 @@ def _headline(run: Run, first: int) -> str:
 
 
 def _make_run_dir(run_dir: Path, run: Run) -> None:
+    with _writing(run_dir), main_first("run directory"):
+        if is_main():
+            run_dir.mkdir(parents=True, exist_ok=True)
+            write_base_fingerprint(run_dir, run.model.base_folder)
+
+
+@contextlib.contextmanager
+def _writing(run_dir: Path) -> Iterator[None]:
     try:
-        with main_first("run directory"):
-            if is_main():
-                run_dir.mkdir(parents=True, exist_ok=True)
-                write_base_fingerprint(run_dir, run.model.base_folder)
-                save_config(run.config, run_dir / CONFIG)
+        yield
     except OSError as error:
         raise UserError(f"run_dir {run_dir} cannot be written ({error.strerror}). Name another run_dir.") from None

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PRNGKeyArray
 
 from clara_jax.data.collate import Batch
+from clara_jax.errors import fail
 from clara_jax.models.roles import Params, RoleModel, cosine_scores
 from clara_jax.models.top_k import Estimator, TopK, select_top_k
 from clara_jax.scoring.ranking import retrieval_sums
@@ -45,6 +46,14 @@ class ObjectiveConfig:
     estimator: Estimator = "sequential"
     exact_mask: bool = False
     noise_in_forward: bool = False
+
+    def __post_init__(self) -> None:
+        if self.mse_weight < 0:
+            fail(f"objective.mse_weight is {self.mse_weight}", "Give 0 or a positive number")
+        if self.top_k < 1:
+            fail(f"objective.top_k is {self.top_k}", "Give at least 1")
+        if not self.temperature > 0:
+            fail(f"objective.temperature is {self.temperature}", "Give a positive number")
 
 
 @jax.tree_util.register_dataclass

@@ -37,10 +37,18 @@ class OptimizerConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
+        if not self.learning_rate > 0:
             fail(f"optimizer.learning_rate is {self.learning_rate}", "Give a positive one")
-        if not 0 <= self.warmup_ratio < 1:
-            fail(f"optimizer.warmup_ratio is {self.warmup_ratio}", "Give a share in [0, 1)")
+        for key in ("warmup_ratio", "beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                fail(f"optimizer.{key} is {getattr(self, key)}", "Give a share in [0, 1)")
+        if not 0 <= self.final_ratio <= 1:
+            fail(f"optimizer.final_ratio is {self.final_ratio}", "Give a share in [0, 1]")
+        for key in ("eps", "clip_norm"):
+            if not getattr(self, key) > 0:
+                fail(f"optimizer.{key} is {getattr(self, key)}", "Give a positive number")
+        if self.weight_decay < 0:
+            fail(f"optimizer.weight_decay is {self.weight_decay}", "Give 0 or a positive number")
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:

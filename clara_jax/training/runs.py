@@ -14,7 +14,7 @@ from clara_jax.errors import fail
 from clara_jax.interop.clara_checkpoint import ADAPTERS
 from clara_jax.models.lora import LoraConfig
 from clara_jax.pretrained import Pretrained, with_query_reasoner
-from clara_jax.training.checkpoint import BASE, restore_adapters
+from clara_jax.training.checkpoint import BASE, CHECKPOINTS, restore_adapters
 from clara_jax.training.stages import STAGES, check_trainable
 
 CONFIG = "config.yaml"
@@ -65,22 +65,23 @@ def starting_model(config: TrainConfig, mesh: Mesh | None = None) -> Pretrained:
     return dataclasses.replace(model, params=with_query_reasoner(model.params))
 
 
-def load_model(
-    folder: Path, base: str | None = None, dtype: str | None = None, mesh: Mesh | None = None
-) -> Pretrained:
-    """The model of a run directory or of a CLaRa checkpoint in the reference's format.
+def load_model(folder: Path, base: str | None = None, dtype: str | None = None, mesh: Mesh | None = None) -> Pretrained:
+    """The model of a run directory (its latest checkpoint), of its `checkpoints/STEP`, or of a CLaRa checkpoint.
 
-    `base` overrides the base model that the folder names.
+    The latter is one in the reference's format. `base` overrides the base model that the folder names.
     """
     if (folder / ADAPTERS).exists():
         return pretrained.load_checkpoint(folder, base, dtype, mesh=mesh)
+    step = None
+    if folder.parent.name == CHECKPOINTS and folder.name.isdigit():
+        folder, step = folder.parent.parent, int(folder.name)
     if not (folder / CONFIG).exists():
         fail(
             f"{folder} is neither a run directory (no {CONFIG}) nor a CLaRa checkpoint (no {ADAPTERS})",
             "Name a folder that clara_jax.train or the reference has written",
         )
     config = load_config(folder / CONFIG)
-    adapters = restore_adapters(folder)
+    adapters = restore_adapters(folder, step)
     home = json.loads((folder / BASE).read_text(encoding="utf-8"))["folder"]
     without_dropout = dataclasses.replace(config, lora=dataclasses.replace(config.lora, dropout=0.0))
     model = _new_model(without_dropout, mesh, dtype, base or home)

@@ -13,9 +13,11 @@ from clara_jax.cluster import is_main, main_first
 from clara_jax.config import TrainConfig
 from clara_jax.data import pipeline
 from clara_jax.data.pipeline import Batches
+from clara_jax.data.sources import check_source
 from clara_jax.errors import fail
 from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained, special_rows
+from clara_jax.scoring.ranking import retrieval_names
 from clara_jax.sharding import local_rows, make_mesh, place, replicated
 from clara_jax.training.evaluation import Evaluation
 from clara_jax.training.objectives import Objective
@@ -52,8 +54,9 @@ def prepare(config: TrainConfig, report: Callable[[str], None]) -> Run:
 
     `report` is told a line on each source of data. Raises `UserError` for any input that does not fit.
     """
+    report = report if is_main() else _unheard
     mesh = make_mesh(config.mesh)
-    check_batch(mesh, config.batch_size, config.micro_batches)
+    check(config)
     check_resumable(config, Path(config.run_dir))
     model = starting_model(config, mesh)
     batches = _training_batches(config, model, mesh, report)
@@ -81,16 +84,30 @@ def prepare(config: TrainConfig, report: Callable[[str], None]) -> Run:
     )
 
 
+def check(config: TrainConfig) -> None:
+    """Refuse what can be seen without reading model or data, so that a later stage fails before the first is run."""
+    mesh = make_mesh(config.mesh)
+    check_batch(mesh, config.batch_size, config.micro_batches)
+    for name in (*config.data.path, *config.evaluation.path):
+        check_source(name)
+    if config.evaluation.path:
+        check_batch(mesh, _evaluation_batch_size(config), key="evaluation.batch_size")
+        _check_keep_best(config)
+
+
 def use_compilation_cache(folder: str) -> None:
     """Keep compiled programs in `folder`, unless jax has been told another place or `folder` is empty."""
     if folder and jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
-def _training_batches(
-    config: TrainConfig, model: Pretrained, mesh: Mesh, report: Callable[[str], None]
-) -> Batches:
+def _training_batches(config: TrainConfig, model: Pretrained, mesh: Mesh, report: Callable[[str], None]) -> Batches:
     data = _load(config, config.data, model, report)
+    if config.stage == "retrieval_pretraining" and not any(data.sample(i).positives for i in range(len(data))):
+        fail(
+            f"none of the records of {', '.join(config.data.path)} has a pos_index, which {config.stage} learns from",
+            "Mark the relevant docs of each question",
+        )
     batches = pipeline.training_batches(
         data,
         config.batch_size,
@@ -106,27 +123,19 @@ def _training_batches(
 def _evaluation(
     config: TrainConfig, model: Pretrained, objective: Objective, mesh: Mesh, report: Callable[[str], None]
 ) -> Evaluation:
-    settings = config.evaluation
-    size = settings.batch_size or config.batch_size // config.micro_batches
-    check_batch(mesh, size)
+    settings, size = config.evaluation, _evaluation_batch_size(config)
     data = _load(config, dataclasses.replace(config.data, path=settings.path, weights=None), model, report)
     rows = local_rows(mesh, size)
     batches = pipeline.sequential_batches(data, size, config.data.workers, rows, settings.records)
     answers = 0 if config.stage == "retrieval_pretraining" else settings.generate
-    known = {"loss", "cross_entropy", "mse"} | {"em", "f1", "cover_em"}
-    name = (config.keep_best or "").removeprefix("evaluation/")
-    if name and name not in known and not name.startswith(("recall@", "precision@")):
-        fail(f"keep_best is {config.keep_best}", f"Choose evaluation/ with one of {', '.join(sorted(known))}, recall@1")
-    return Evaluation(
-        model, objective, batches, mesh, config.objective.top_k, answers, settings.max_new_tokens
-    )
+    return Evaluation(model, objective, batches, mesh, config.objective.top_k, answers, settings.max_new_tokens)
 
 
 def _load(
     config: TrainConfig, data: pipeline.DataConfig, model: Pretrained, report: Callable[[str], None]
 ) -> pipeline.Data:
     """Tokenised data; the main process tokenises first, and the others find its work where they share a disk."""
-    with main_first("tokenise " + " ".join(data.path)):
+    with main_first("tokenise"):
         return pipeline.load(
             data,
             model.tokenizer,
@@ -134,8 +143,18 @@ def _load(
             config.model.doc_max_length,
             config.objective.top_k,
             config.seed,
-            report if is_main() else _unheard,
+            report,
         )
+
+
+def _evaluation_batch_size(config: TrainConfig) -> int:
+    return config.evaluation.batch_size or max(1, config.batch_size // config.micro_batches)
+
+
+def _check_keep_best(config: TrainConfig) -> None:
+    known = [*("loss", "cross_entropy", "mse", "em", "f1", "cover_em"), *retrieval_names()]
+    if config.keep_best is not None and config.keep_best.removeprefix("evaluation/") not in known:
+        fail(f"keep_best is {config.keep_best}", f"Choose evaluation/ followed by one of {', '.join(known)}")
 
 
 def _unheard(line: str) -> None:

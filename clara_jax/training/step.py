@@ -52,11 +52,15 @@ def make_step(
 
         if micro_batches == 1:
             return sum_shards(of_part(batch))
-        parts = jax.tree.map(lambda leaf: _cut(leaf, micro_batches), batch)
-        shapes = jax.eval_shape(of_part, jax.tree.map(lambda leaf: leaf[0], parts))
-        zeros = own(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
-        total, _ = jax.lax.scan(lambda sums, part: (jax.tree.map(jnp.add, sums, of_part(part)), None), zeros, parts)
-        return sum_shards(total)
+        leaves, structure = jax.tree.flatten(batch)
+        parts = [_cut(leaf, micro_batches) for leaf in leaves]
+
+        def add(sums: tuple[Params, Metrics], part: list[jax.Array]) -> tuple[tuple[Params, Metrics], None]:
+            return jax.tree.map(jnp.add, sums, of_part(jax.tree.unflatten(structure, part))), None
+
+        first = jax.tree.unflatten(structure, [part[0] for part in parts])
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(of_part, first))
+        return sum_shards(jax.lax.scan(add, own(zeros), parts)[0])
 
     sharded = map_shards(gradients_of_shard, (P(), P(), P(DATA), P()))
 
@@ -84,13 +88,13 @@ def make_evaluation(objective: Objective, mesh: Mesh) -> Evaluate:
     return jax.jit(map_shards(of_shard, (P(), P(), P(DATA), P())))
 
 
-def check_batch(mesh: Mesh, batch_size: int, micro_batches: int = 1) -> None:
-    """Refuse a batch that the mesh and the micro-batches do not divide."""
+def check_batch(mesh: Mesh, batch_size: int, micro_batches: int = 1, key: str = "batch_size") -> None:
+    """Refuse a batch, named `key`, that the mesh and the micro-batches do not divide."""
     devices = mesh.shape[DATA] * mesh.shape[FSDP]
     if batch_size % (devices * micro_batches):
+        parts = f" x {micro_batches} micro_batches" if micro_batches > 1 else ""
         fail(
-            f"batch_size is {batch_size}, which {devices} devices (mesh.data x mesh.fsdp) "
-            f"x {micro_batches} micro_batches do not divide",
+            f"{key} is {batch_size}, which {devices} devices (mesh.data x mesh.fsdp){parts} do not divide",
             f"Choose a multiple of {devices * micro_batches}",
         )
 

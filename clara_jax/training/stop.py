@@ -14,7 +14,8 @@ STOPPED_STATUS = 128 + signal.SIGTERM
 class StopRequest:
     """While the block runs, the first SIGTERM or Ctrl-C is noted; a second Ctrl-C interrupts at once.
 
-    In a run of several processes jax listens for SIGTERM on each, and all stop after the same step.
+    In a run of several processes jax listens for SIGTERM on each, and all stop after the same step; Ctrl-C is
+    passed on to it.
     """
 
     def __init__(self) -> None:
@@ -22,9 +23,10 @@ class StopRequest:
         self._before: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        """Start listening (only the main thread of a single process can)."""
-        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        """Start listening (only the main thread can)."""
+        if threading.current_thread() is threading.main_thread():
+            ours = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,)
+            for number in ours:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
@@ -45,3 +47,5 @@ class StopRequest:
         if self._noted and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._noted = True
+        if jax.process_count() > 1:
+            signal.raise_signal(signal.SIGTERM)

@@ -3,6 +3,8 @@
 import jax
 import pytest
 
+from tests.training.commands import Command
+
 
 @pytest.fixture(autouse=True, scope="session")
 def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
@@ -10,3 +12,9 @@ def compilation_cache(tmp_path_factory: pytest.TempPathFactory):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_running():
+    yield
+    Command.end_all()

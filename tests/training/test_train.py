@@ -1,5 +1,6 @@
 """`python -m clara_jax.train`: what it writes, how it goes on, and what it says to wrong input."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -12,10 +13,12 @@ import pytest
 from clara_jax import train as train_command
 from clara_jax.clara import Clara
 from clara_jax.config import load_config, parse_train_config
+from clara_jax.curriculum import parse_runs
 from clara_jax.errors import UserError, run_command
 from clara_jax.training.checkpoint import restore_adapters
 from clara_jax.training.loop import train
-from tests.conftest import FIXTURES, ROOT
+from clara_jax.training.runs import starting_model
+from tests.conftest import FIXTURES
 
 BASE = FIXTURES / "mistral_window" / "base"
 RECORDS = [
@@ -104,6 +107,18 @@ def test_train_one_step_of_every_retrieval_stage(tmp_path: Path):
         ("--batch_size=13", "batch_size is 13"),
         ("--model.start_from=/nowhere", "/nowhere"),
         ("--config=/nowhere.yaml", "/nowhere.yaml"),
+        ("--run_dir=gs://bucket/run", "gs://bucket/run"),
+        ("--objective.top_k=0", "objective.top_k"),
+        ("--objective.temperature=0", "objective.temperature"),
+        ("--optimizer.clip_norm=0", "optimizer.clip_norm"),
+        ("--optimizer.beta2=1", "optimizer.beta2"),
+        ("--lora.alpha=-1", "lora.alpha"),
+        ("--profile=[3,2]", "profile"),
+        ("--micro_batches=3", "micro_batches"),
+        ("--mesh.fsdp=16", "mesh"),
+        ("--keep_best=evaluation/loss", "evaluation.path"),
+        ("--evaluation.path=[/nowhere.parquet]", "/nowhere.parquet"),
+        ("--model.start_fresh=[base]", "model.start_fresh"),
     ],
 )
 def test_train_refuses_wrong_input_before_writing(tmp_path, data, monkeypatch, capsys, override, names):
@@ -154,9 +169,73 @@ def test_bad_record_is_named_or_skipped(tmp_path: Path, data: Path, capsys):
     assert "12 samples, 1 skipped (first: line 13" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/*.yaml")), ids=lambda path: path.stem)
-def test_committed_configs_parse(path: Path):
-    """A config in the repository must not be refused."""
-    config = parse_train_config(["--config", str(path)])
-    assert path.read_text(encoding="utf-8").startswith("# "), "say first what it trains, on what data and hardware"
-    assert config.steps > 0
+CURRICULUM = """
+curriculum:
+- stage: compression_pretraining
+- {stage: end_to_end, steps: 2, data: {path: [%s]}, objective: {top_k: 2}}
+"""
+
+
+def test_curriculum_goes_from_stage_to_stage_and_runs_none_twice(tmp_path: Path, data: Path, monkeypatch, capsys):
+    """Stage 3 must start from what stage 1 has learned: its query reasoner is the trained compressor."""
+    rows = [{"question": "Who?", "answer": "Dronor", "docs": ["a mill", "Dronor"]}] * 4
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = tmp_path / "curriculum.yaml"
+    path.write_text(CURRICULUM % pairs, encoding="utf-8")
+    kept = [
+        one for one in arguments(tmp_path / "run", data) if not one.startswith(("--stage", "--steps", "--data.path"))
+    ]
+    path.write_text(path.read_text() + f"steps: 3\ndata: {{path: [{data}]}}\n", encoding="utf-8")
+    command = ["train", f"--config={path}", *kept]
+
+    first, second = parse_runs(command[1:])
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit, match="0"):
+        run_command(train_command.main)
+    trained = restore_adapters(Path(first.run_dir))
+    assert "query_reasoner" not in trained
+    start = starting_model(second).params
+    for name in ("compressor", "query_reasoner"):
+        for mine, theirs in zip(jax.tree.leaves(start[name]), jax.tree.leaves(trained["compressor"])):
+            np.testing.assert_array_equal(mine, theirs)
+    fresh = starting_model(
+        dataclasses.replace(second, model=dataclasses.replace(second.model, start_fresh=["generator"]))
+    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(fresh.params["generator"]) if leaf.shape[1] == 2)
+
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="0"):
+        run_command(train_command.main)
+    printed = capsys.readouterr().out
+    assert "has already taken its 3 steps" in printed and "has already taken its 2 steps" in printed
+
+
+def test_evaluation_is_logged_and_its_best_checkpoint_kept(tmp_path: Path):
+    """Whoever trains past the best model must still have it, and see how it answered."""
+    rows = [
+        {"question": f"Who built {i}?", "answer": "Dronor", "docs": [f"Mill {i}", "Dronor", "oil"], "pos_index": [1]}
+        for i in range(6)
+    ]
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    run_dir = tmp_path / "run"
+    more = (
+        "--stage=end_to_end",
+        "--objective.top_k=2",
+        "--steps=6",
+        "--keep_checkpoints=1",
+        "--keep_best=evaluation/loss",
+    )
+    watched = (f"--evaluation.path=[{path}]", "--evaluation.every=2", "--evaluation.max_new_tokens=4")
+    train(parse_train_config(arguments(run_dir, path, *more, *watched)))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line for line in lines if "evaluation/loss" in line}
+    assert sorted(found) == [2, 4, 6]
+    assert {"evaluation/recall@1", "evaluation/precision@5", "evaluation/em", "evaluation/f1"} <= set(found[6])
+    best = min(found, key=lambda step: found[step]["evaluation/loss"])
+    kept = sorted(int(folder.name) for folder in (run_dir / "checkpoints").iterdir())
+    assert kept == sorted({best, 6})
+    assert Clara.from_pretrained(run_dir / "checkpoints" / str(best)).compress(["Mill 1"]).shape == (1, 4, 24)
+    texts = b"".join(file.read_bytes() for file in (run_dir / "tensorboard").iterdir())
+    assert b"evaluation/answers" in texts and b"| prompt | generated | accepted |" in texts
