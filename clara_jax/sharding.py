@@ -132,6 +132,8 @@ def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
 def place_batch(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     """A batch of global arrays from this process's rows (`local_rows`) of every leaf."""
     sharding = batch_sharding(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(batch, sharding)
 
     def place(leaf: np.ndarray) -> Array:
         return jax.make_array_from_process_local_data(sharding, leaf, (batch_size, *leaf.shape[1:]))

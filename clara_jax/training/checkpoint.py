@@ -8,7 +8,7 @@ import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN, PreservationPolicy
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    LatestN,
+    PreservationPolicy,
+)
 
 from clara_jax.cluster import is_loss
 from clara_jax.errors import UserError, fail
@@ -46,9 +50,10 @@ class Checkpoints:
         """
         _say_errors_once()
         self._folder = (run_dir / CHECKPOINTS).absolute()
+        self._evaluations = {step: _read_evaluation(self._folder / str(step)) for step in self._complete()}
         policies: list[PreservationPolicy] = [LatestN(keep)]
         if keep_best is not None:
-            policies.append(_best(keep_best))
+            policies.append(_Only(lambda: self.best(keep_best)))
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(policies), cleanup_tmp_directories=True
         )
@@ -60,20 +65,28 @@ class Checkpoints:
         """Step of the latest complete checkpoint."""
         return self._manager.latest_step()
 
+    def best(self, name: str) -> int | None:
+        """Step of the checkpoint with the best evaluation metric `name`: the lowest loss, the highest share."""
+        values = {step: metrics[name] for step, metrics in self._evaluations.items() if name in metrics}
+        best = min if name.endswith(("loss", "cross_entropy", "mse")) else max
+        return best(values, key=values.__getitem__, default=None)
+
     def save(
-        self, step: int, state: TrainState, others: Params, place: DataPlace, metrics: Mapping[str, float] | None
+        self, step: int, state: TrainState, others: Params, place: DataPlace, evaluation: Mapping[str, float]
     ) -> None:
-        """Save in the background: the state, and what else a model needs beside its base.
+        """Save in the background: the state, what else a model needs beside its base, and how it was evaluated.
 
         Raises `UserError` if this save, or an earlier one that ran on, cannot be written.
         """
+        self._evaluations[step] = dict(evaluation)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_plain(state)),
             others=ocp.args.StandardSave(others),
             data=ocp.args.JsonSave(dataclasses.asdict(place)),
+            evaluation=ocp.args.JsonSave(dict(evaluation)),
         )
         with self._reported():
-            self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics), force=True)
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, like: TrainState) -> tuple[TrainState, DataPlace]:
         """The latest state, on the devices that hold `like`, and where the data stood."""
@@ -134,7 +147,8 @@ def restore_adapters(run_dir: Path, step: int | None = None) -> Params:
         fail(f"{run_dir} holds no checkpoints", "Name a run directory, or train it first")
     # Opened as a writer opens it, and nothing is written: Orbax warns three times about a read-only manager.
     options, items = ocp.CheckpointManagerOptions(create=False), ("state", "others")
-    handlers = {name: ocp.PyTreeCheckpointHandler() for name in items}
+    others = {name: ocp.JsonCheckpointHandler() for name in ("data", "evaluation")}
+    handlers = {name: ocp.PyTreeCheckpointHandler() for name in items} | others
     with ocp.CheckpointManager(folder.absolute(), options=options, item_handlers=handlers) as manager:
         step = manager.latest_step() if step is None else step
         if step is None:
@@ -158,13 +172,23 @@ def write_base_fingerprint(run_dir: Path, base_folder: Path) -> None:
     replace_text(path, json.dumps({"folder": str(base_folder.absolute()), "fingerprint": found}))
 
 
-def _best(name: str) -> BestN:
-    return BestN(
-        get_metric_fn=lambda metrics: metrics[name],
-        reverse=name.endswith("loss"),  # of losses the lowest is best, of shares the highest
-        n=1,
-        keep_checkpoints_without_metrics=False,
-    )
+@dataclasses.dataclass(frozen=True)
+class _Only(PreservationPolicy):
+    """Preserves the checkpoint of one step, if there is one. (Orbax's own best-of forgets its metrics on resuming.)"""
+
+    step: Callable[[], int | None]
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """Which of `checkpoints` (Orbax's PolicyCheckpointInfo, a protocol that cannot be checked) to keep."""
+        return [checkpoint.step == self.step() for checkpoint in checkpoints]
+
+
+def _read_evaluation(checkpoint: Path) -> dict[str, float]:
+    path = checkpoint / "evaluation" / "metadata"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}  # not evaluated, or damaged: such a checkpoint is not the best one
 
 
 def _reason(error: Exception) -> str:

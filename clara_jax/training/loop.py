@@ -31,11 +31,15 @@ from clara_jax.training.stop import StopRequest
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """How a run ended: after `step` of `steps`; `loss` is its last one, None if it took no step."""
+    """How a run ended: after `step` of `steps`.
+
+    `loss` is its last one, None if it took no step; `best` the step of the checkpoint with the best `keep_best`.
+    """
 
     step: int
     steps: int
     loss: float | None
+    best: int | None = None
 
     @property
     def finished(self) -> bool:
@@ -72,7 +76,8 @@ def train(config: TrainConfig) -> Outcome:
                 log.write_text(0, "config", code_block(config_text(config), "yaml"))
             outcome = _Loop(run, checkpoints, log).run(stop, profile)
             checkpoints.finish()
-        return outcome
+        best = None if config.keep_best is None else checkpoints.best(config.keep_best)
+        return dataclasses.replace(outcome, best=best)
     finally:
         checkpoints.close(sys.exception())
 
@@ -107,7 +112,7 @@ class _Loop:
             evaluates = run.evaluation is not None and (last or number % config.evaluation.every == 0)
             if last or stopped or evaluates or number % config.checkpoint_every == 0:
                 self.report()  # a checkpoint must not be of a step whose loss is not a number
-                found = self.evaluate(number, state) if evaluates else None
+                found = self.evaluate(number, state) if evaluates else {}
                 place = DataPlace(number, run.batches.data.fingerprint)
                 self.checkpoints.save(number, state, run.others, place, found)
                 self.since = time.perf_counter()

@@ -211,6 +211,15 @@ def test_curriculum_goes_from_stage_to_stage_and_runs_none_twice(tmp_path: Path,
     assert "has already taken its 3 steps" in printed and "has already taken its 2 steps" in printed
 
 
+def evaluations(run_dir: Path) -> dict[int, dict]:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line for line in lines if "evaluation/loss" in line}
+
+
+def kept(run_dir: Path) -> list[int]:
+    return sorted(int(folder.name) for folder in (run_dir / "checkpoints").iterdir())
+
+
 def test_evaluation_is_logged_and_its_best_checkpoint_kept(tmp_path: Path):
     """Whoever trains past the best model must still have it, and see how it answered."""
     rows = [
@@ -229,13 +238,16 @@ def test_evaluation_is_logged_and_its_best_checkpoint_kept(tmp_path: Path):
     )
     watched = (f"--evaluation.path=[{path}]", "--evaluation.every=2", "--evaluation.max_new_tokens=4")
     train(parse_train_config(arguments(run_dir, path, *more, *watched)))
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    found = {line["step"]: line for line in lines if "evaluation/loss" in line}
+    found = evaluations(run_dir)
     assert sorted(found) == [2, 4, 6]
     assert {"evaluation/recall@1", "evaluation/precision@5", "evaluation/em", "evaluation/f1"} <= set(found[6])
     best = min(found, key=lambda step: found[step]["evaluation/loss"])
-    kept = sorted(int(folder.name) for folder in (run_dir / "checkpoints").iterdir())
-    assert kept == sorted({best, 6})
+    assert kept(run_dir) == sorted({best, 6})
+    # A run that goes on must not forget which one was the best.
+    assert train(parse_train_config(arguments(run_dir, path, *more, *watched, "--steps=7"))).step == 7
+    found = evaluations(run_dir)
+    best = min(found, key=lambda step: found[step]["evaluation/loss"])
+    assert kept(run_dir) == sorted({best, 7})
     assert Clara.from_pretrained(run_dir / "checkpoints" / str(best)).compress(["Mill 1"]).shape == (1, 4, 24)
     texts = b"".join(file.read_bytes() for file in (run_dir / "tensorboard").iterdir())
     assert b"evaluation/answers" in texts and b"| prompt | generated | accepted |" in texts
