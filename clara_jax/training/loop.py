@@ -74,7 +74,7 @@ def train(config: TrainConfig) -> Outcome:
         ):
             if first == 0:
                 log.write_text(0, "config", code_block(config_text(config), "yaml"))
-            outcome = _Loop(run, checkpoints, log).run(stop, profile)
+            outcome = _Loop(run, checkpoints, log).take_steps(stop, profile)
             checkpoints.finish()
         best = None if config.keep_best is None else checkpoints.best(config.keep_best)
         return dataclasses.replace(outcome, best=best)
@@ -86,16 +86,16 @@ class _Loop:
     """The steps of a run. `pending` is the step whose metrics the device may still be computing."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, log: MetricsLog):
-        self.run_, self.checkpoints, self.log = run, checkpoints, log
+        self.run, self.checkpoints, self.log = run, checkpoints, log
         # All at once: asked for one by one they would wait for the step that the device is at.
         self.rates = np.broadcast_to(np.asarray(run.schedule(np.arange(run.steps))), run.steps)
         self.pending: tuple[int, Metrics, Counted] | None = None
         self.since = time.perf_counter()
         self.loss = math.nan
 
-    def run(self, stop: StopRequest, profile: "_Profile") -> Outcome:
+    def take_steps(self, stop: StopRequest, profile: "_Profile") -> Outcome:
         """Take the steps that are left, or those up to a request to stop."""
-        run, config, state = self.run_, self.run_.config, self.run_.state
+        run, config, state = self.run, self.run.config, self.run.state
         number = int(state.step)
         batches = run.batches.iterate(number)
         while number < run.steps:
@@ -109,7 +109,7 @@ class _Loop:
             self.pending = (number, metrics, counted)
             profile.after(number, metrics)
             last, stopped = number == run.steps, stop.reached(number)
-            evaluates = run.evaluation is not None and (last or number % config.evaluation.every == 0)
+            evaluates = run.evaluation is not None and (last or (number % config.evaluation.every == 0 and not stopped))
             if last or stopped or evaluates or number % config.checkpoint_every == 0:
                 self.report()  # a checkpoint must not be of a step whose loss is not a number
                 found = self.evaluate(number, state) if evaluates else {}
@@ -136,7 +136,7 @@ class _Loop:
                 "Lower optimizer.learning_rate or look at the data of that step; the last checkpoint is from before it",
             )
         self.log.advance()
-        if number % self.run_.config.log_every == 0 or number == self.run_.steps:
+        if number % self.run.config.log_every == 0 or number == self.run.steps:
             self.log.write(number, self.values(number, found, counted, seconds))
 
     def values(self, number: int, found: Metrics, counted: Counted, seconds: float) -> dict[str, float]:
@@ -156,7 +156,7 @@ class _Loop:
 
     def speed(self, counted: Counted, seconds: float) -> dict[str, float]:
         """Model FLOPs of real tokens per device, and their share of its peak where that is known."""
-        run, config = self.run_, self.run_.config
+        run, config = self.run, self.run.config
         decoder = run.model.model.decoder.config
         mine = step_flops(decoder, config.lora.rank, config.stage, config.trains, batch_lengths(counted.batch))
         whole = mine * config.batch_size / len(run.batches.rows)
@@ -167,15 +167,15 @@ class _Loop:
 
     def evaluate(self, number: int, state: TrainState) -> Mapping[str, float]:
         """Evaluate, and log what comes out."""
-        assert self.run_.evaluation is not None
+        assert self.run.evaluation is not None
         since = time.perf_counter()
-        values, answered = self.run_.evaluation(state.trainable, self.run_.frozen)
+        values, answered = self.run.evaluation(state.trainable, self.run.frozen)
         values["evaluation/seconds"] = time.perf_counter() - since
         self.log.write(number, values)
-        shown = answered[: self.run_.config.evaluation.show]
+        shown = answered[: self.run.config.evaluation.show]
         if shown:
             self.log.write_text(number, "evaluation/answers", describe(shown))
-        wanted = self.run_.config.keep_best
+        wanted = self.run.config.keep_best
         if wanted is not None and wanted not in values:
             fail(f"keep_best is {wanted}, which this evaluation does not give", f"Choose from {', '.join(values)}")
         return values
