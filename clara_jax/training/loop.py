@@ -70,11 +70,11 @@ def train(config: TrainConfig) -> Outcome:
         with (
             MetricsLog(run_dir, first, run.steps, enabled=is_main()) as log,
             StopRequest() as stop,
-            _Profile(config.profile, run_dir / "profile") as profile,
+            Profile(config.profile, run_dir / "profile") as profile,
         ):
             if first == 0:
                 log.write_text(0, "config", code_block(config_text(config), "yaml"))
-            outcome = _Loop(run, checkpoints, log).take_steps(stop, profile)
+            outcome = Loop(run, checkpoints, log).take_steps(stop, profile)
             checkpoints.finish()
         best = None if config.keep_best is None else checkpoints.best(config.keep_best)
         return dataclasses.replace(outcome, best=best)
@@ -82,7 +82,7 @@ def train(config: TrainConfig) -> Outcome:
         checkpoints.close(sys.exception())
 
 
-class _Loop:
+class Loop:
     """The steps of a run. `pending` is the step whose metrics the device may still be computing."""
 
     def __init__(self, run: Run, checkpoints: Checkpoints, log: MetricsLog):
@@ -93,7 +93,7 @@ class _Loop:
         self.since = time.perf_counter()
         self.loss = math.nan
 
-    def take_steps(self, stop: StopRequest, profile: "_Profile") -> Outcome:
+    def take_steps(self, stop: StopRequest, profile: "Profile") -> Outcome:
         """Take the steps that are left, or those up to a request to stop."""
         run, config, state = self.run, self.run.config, self.run.state
         number = int(state.step)
@@ -181,13 +181,13 @@ class _Loop:
         return values
 
 
-class _Profile:
+class Profile:
     """A profiler trace of the steps from the first to the last of `steps`, written to `folder`."""
 
     def __init__(self, steps: list[int] | None, folder: Path):
         self._steps, self._folder, self._running = steps, folder, False
 
-    def __enter__(self) -> "_Profile":
+    def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *error: object) -> None:

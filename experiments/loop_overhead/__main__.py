@@ -21,7 +21,7 @@ import numpy as np
 from clara_jax.config import parse_train_config
 from clara_jax.sharding import place_batch
 from clara_jax.training.checkpoint import Checkpoints
-from clara_jax.training.loop import _Loop, _Profile
+from clara_jax.training.loop import Loop, Profile
 from clara_jax.training.metrics import MetricsLog
 from clara_jax.training.setup import Run, prepare, use_compilation_cache
 from clara_jax.training.state import TrainState
@@ -48,7 +48,7 @@ def time_loop(run: Run, state: TrainState, steps: int, folder: Path) -> np.ndarr
     run = dataclasses.replace(run, state=state)
     checkpoints = Checkpoints(folder, keep=1)
     with MetricsLog(folder, 0, run.steps) as log, Clock(steps + 1) as clock:
-        _Loop(run, checkpoints, log).run(clock, _Profile(None, folder))
+        Loop(run, checkpoints, log).take_steps(clock, Profile(None, folder))
     checkpoints.close()
     # When it is asked after step n, step n - 1 is done and n under way: steps 2 to `steps` lie between these two.
     return (clock.times[-1] - clock.times[2]) / (steps - 1)
