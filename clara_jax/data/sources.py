@@ -7,7 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,19 @@ class BadRecords:
         self.first = self.first or f"{where}: {error}"
 
 
-def open_source(name: str) -> Source:
-    """The source of that name, checked to be there.
+def open_source(name: str, columns: Sequence[str] = FIELDS) -> Source:
+    """The source of that name, checked to be there. Of tables only `columns` are read.
 
     A name is a `.jsonl` or `.json` file of lines, a `.parquet` file, a folder of Hugging Face datasets or a hub id
     `owner/name`; folder and hub id may end in `:split` (default `train`). Raises `UserError` for anything else.
     """
     check_source(name)
     if Path(name).is_file():
-        return _file_source(Path(name))
+        return _file_source(Path(name), columns)
     if Path(name).is_dir():
-        return _dataset_source(name, name, None)
+        return _dataset_source(name, name, None, columns)
     place, _, split = name.partition(":")
-    return _dataset_source(name, place, split or None)
+    return _dataset_source(name, place, split or None, columns)
 
 
 def check_source(name: str) -> None:
@@ -91,16 +91,16 @@ def check_source(name: str) -> None:
         fail(f"data source {name}: there is no such file or folder", "Check the path")
 
 
-def _file_source(path: Path) -> Source:
+def _file_source(path: Path, columns: Sequence[str]) -> Source:
     try:
         with path.open("rb") as file:
             fingerprint = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         fail(f"data file {path} cannot be read ({error.strerror})", "Check the file's permissions")
-    return Source(str(path), fingerprint, lambda: _READERS[path.suffix](path))
+    return Source(str(path), fingerprint, lambda: _READERS[path.suffix](path, columns))
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, Any]]:
+def _json_lines(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     # Split at newline bytes alone: texts hold other line separators of Unicode.
     try:
         with path.open("rb") as file:
@@ -120,11 +120,11 @@ def _decoded(line: bytes) -> Any:
         return FieldError("the line is not JSON")
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     try:
         with pq.ParquetFile(path) as file:
-            columns = [name for name in FIELDS if name in file.schema_arrow.names]
-            yield from _table_rows(file.iter_batches(_ROWS, columns=columns))
+            found = [name for name in columns if name in file.schema_arrow.names]
+            yield from _table_rows(file.iter_batches(_ROWS, columns=found))
     except (pa.ArrowException, OSError) as error:
         fail(f"{path} is not a whole Parquet file ({_one_line(error)})", "Write or download it again")
 
@@ -132,7 +132,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
 _READERS = {".jsonl": _json_lines, ".json": _json_lines, ".parquet": _parquet_rows}
 
 
-def _dataset_source(name: str, place: str, split: str | None) -> Source:
+def _dataset_source(name: str, place: str, split: str | None, columns: Sequence[str]) -> Source:
     try:
         dataset = _load_dataset(place, split)
     except UserError:
@@ -145,8 +145,8 @@ def _dataset_source(name: str, place: str, split: str | None) -> Source:
             f"{name} is neither a file nor a folder here, and cannot be had from the Hugging Face hub ({reason})",
             "Check the name, the split and the network",
         )
-    columns = [column for column in FIELDS if column in dataset.column_names]
-    tables = dataset.select_columns(columns).with_format("arrow") if columns else None
+    found = [column for column in columns if column in dataset.column_names]
+    tables = dataset.select_columns(found).with_format("arrow") if found else None
 
     def rows() -> Iterator[tuple[str, Any]]:
         if tables is None:
