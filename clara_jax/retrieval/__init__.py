@@ -1,0 +1,1 @@
+"""Retrieval: which memories of a store lie nearest to a question's."""
