@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
@@ -17,13 +16,13 @@ from clara_jax.data.order import FileOrder
 from clara_jax.data.pipeline import Batches
 from clara_jax.data.samples import Exchange
 from clara_jax.generation import generate
-from clara_jax.models.roles import GeneratorInputs, Params, cosine_scores
+from clara_jax.models.roles import GeneratorInputs, Params
 from clara_jax.models.top_k import select_top_k
 from clara_jax.pretrained import Pretrained
 from clara_jax.scoring.answers import score_answers
 from clara_jax.scoring.ranking import retrieval_means
 from clara_jax.sharding import on_mesh, place, place_batch, replicated
-from clara_jax.training.objectives import Counts, Objective
+from clara_jax.training.objectives import Counts, Objective, candidate_scores
 from clara_jax.training.step import make_evaluation
 
 
@@ -122,9 +121,7 @@ def _make_answering(
     def answer(params: Params, batch: Batch, prompts: GeneratorInputs) -> Array:
         memories, _ = roles.encode(params, "compressor", batch.documents)
         if retrieves:
-            assert batch.questions is not None
-            queries, _ = roles.encode(params, "query_reasoner", batch.questions)
-            scores = jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
+            scores = candidate_scores(roles, params, batch, memories)
             memories, _ = select_top_k(scores, memories, top_k)
         return generate(
             roles,

@@ -119,9 +119,7 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
         memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         if "compressor" not in trainable:
             memories = jax.lax.stop_gradient(memories)
-        assert batch.questions is not None
-        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng, batch.rows)
-        scores = jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
+        scores = candidate_scores(model, params, batch, memories, question_rng)
         selected, indices = select_top_k(
             scores,
             memories,
@@ -153,9 +151,8 @@ def retrieval_objective(model: RoleModel, config: ObjectiveConfig) -> Objective:
         encoder_rng, question_rng = _split(rng, 2)
         memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         memories = jax.lax.stop_gradient(memories)
-        assert batch.questions is not None and batch.positives is not None
-        queries, _ = model.encode(params, "query_reasoner", batch.questions, question_rng, batch.rows)
-        scores = jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
+        assert batch.positives is not None
+        scores = candidate_scores(model, params, batch, memories, question_rng)
         logits = scores / config.temperature
         has_positive = _has_positive(batch)
         losses = _contrastive_losses(logits, jnp.asarray(batch.positives), jnp.asarray(batch.candidates))
@@ -165,6 +162,19 @@ def retrieval_objective(model: RoleModel, config: ObjectiveConfig) -> Objective:
         return loss, metrics | _found(batch, scores)
 
     return objective
+
+
+def candidate_scores(
+    model: RoleModel,
+    params: Params,
+    batch: Batch,
+    memories: Float[Array, "batch candidates memory hidden"],
+    rng: PRNGKeyArray | None = None,
+) -> Float[Array, "batch candidates"]:
+    """Cosine of each question, read by the query reasoner, with its candidates; -inf for those that do not exist."""
+    assert batch.questions is not None
+    queries, _ = model.encode(params, "query_reasoner", batch.questions, rng, batch.rows)
+    return jnp.where(batch.candidates, cosine_scores(queries, memories), -jnp.inf)
 
 
 def _answer_loss(
