@@ -6,8 +6,8 @@ answer = clara.generate(["A question?"], memories[None]).texts[0]
 """
 
 import dataclasses
-import functools
 import random
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,18 +17,20 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from clara_jax import generation, pretrained
-from clara_jax.data.collate import pad_encoder_inputs, pad_exchanges, round_up
+from clara_jax.data.collate import pad_exchanges, round_up
 from clara_jax.data.prompts import Prompt, answer_prompt, paraphrase_prompt
 from clara_jax.data.samples import Exchange
+from clara_jax.encoding import Encoder, fingerprint
 from clara_jax.errors import fail
 from clara_jax.files import new_folder
-from clara_jax.models.roles import EncoderInputs, Params, Role, RoleModel, cosine_scores
+from clara_jax.models.roles import Params, Role, RoleModel, cosine_scores
 from clara_jax.pretrained import Pretrained, with_query_reasoner
+from clara_jax.retrieval.index import MemoryIndex
+from clara_jax.retrieval.store import MemoryStore
 from clara_jax.training.runs import load_model
 
 # The reference cuts prompts to this many tokens in generation.
 PROMPT_LIMIT = 1024
-_ROWS = 32  # passages encoded in one call
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,37 @@ class Generation:
     scores: Float[np.ndarray, "rows candidates"] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A passage that an answer was made from: characters `start` to `end` (exclusive) of a document of a store.
+
+    `score` is the cosine of its memory with the question.
+    """
+
+    store: str
+    document: str
+    title: str
+    start: int
+    end: int
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """The answer to a question, the passages whose memories it was made from, best first, and where the time went.
+
+    `question_cut` says that the query reasoner did not read the end of the question. `seconds` has the parts `encode`,
+    `search`, `read` and `generate`; of questions that were answered together, of all of them.
+    """
+
+    question: str
+    text: str
+    sources: list[Source]
+    question_cut: bool
+    seconds: dict[str, float]
+
+
 class Clara:
     """A CLaRa model that compresses, retrieves and answers."""
 
@@ -56,6 +89,7 @@ class Clara:
         self.tokenizer = loaded.tokenizer
         self.doc_max_length = loaded.checkpoint.doc_max_length
         self.top_k = loaded.checkpoint.top_k
+        self._encoder = Encoder(loaded, self.params)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, base: str | None = None, dtype: str | None = None) -> "Clara":
@@ -124,10 +158,72 @@ class Clara:
         answers = self.generate(questions, memories, max_new_tokens)
         return dataclasses.replace(answers, selected=np.asarray(selected), scores=np.asarray(scores))
 
+    def open_stores(self, *stores: str | Path | MemoryStore, device_bytes: int | None = None) -> MemoryIndex:
+        """Stores that this model's compressor has filled, to be searched as one (see `MemoryIndex`).
+
+        Raises `UserError` for a store of another model, and where all of them are empty.
+        """
+        of_model = fingerprint(self.loaded)
+        opened = [s if isinstance(s, MemoryStore) else MemoryStore.open(s, of_model) for s in stores]
+        index = MemoryIndex(opened, device_bytes=device_bytes)
+        if not len(index):
+            names = ", ".join(store.location for store in opened)
+            fail(f"{names} holds no memories", "Compress a corpus into it first")
+        return index
+
+    def answer(
+        self,
+        questions: str | Sequence[str],
+        store: str | Path | MemoryStore | MemoryIndex,
+        k: int | None = None,
+        max_new_tokens: int = 128,
+    ) -> list[Answer]:
+        """Answer each question from the `k` memories of a store that are nearest to it (default: the model's own k).
+
+        If the store has fewer than `k`, all of them are used. Open a store once with `open_stores` where several
+        calls need it. Raises `UserError` for a question that is blank, or so long that the prompt has no room for it.
+        """
+        asked = [questions] if isinstance(questions, str) else list(questions)
+        index = store if isinstance(store, MemoryIndex) else self.open_stores(store)
+        k = min(self.top_k if k is None else k, len(index))
+        for question in asked:
+            self._check_question(question, k)
+        clock = [time.perf_counter()]
+        queries = np.asarray(self.encode_query(asked))
+        clock.append(time.perf_counter())
+        found = index.search(queries, k)
+        clock.append(time.perf_counter())
+        memories = jnp.asarray(index.memories(found.indices.reshape(-1)))
+        passages = index.passages(found.indices.reshape(-1))
+        clock.append(time.perf_counter())
+        generated = self.generate(asked, memories.reshape(len(asked), k, *memories.shape[1:]), max_new_tokens)
+        clock.append(time.perf_counter())
+        seconds = dict(zip(("encode", "search", "read", "generate"), np.diff(clock).tolist(), strict=True))
+        sources = [
+            Source(where, p.document, p.title, p.start, p.end, p.text, float(score))
+            for (where, p), score in zip(passages, found.scores.reshape(-1), strict=True)
+        ]
+        cut = [was_cut for _, was_cut in self.tokenizer.encode_passages(asked, self.doc_max_length)]
+        return [
+            Answer(question, generated.texts[row], sources[row * k : row * k + k], cut[row], seconds)
+            for row, question in enumerate(asked)
+        ]
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the reference's checkpoint format. Needs the extra `convert` (PyTorch)."""
         with new_folder(Path(folder)) as partial:
             pretrained.save_checkpoint(partial, self.loaded)
+
+    def _check_question(self, question: str, k: int) -> None:
+        if not question.strip():
+            fail("a question is blank", "Ask something")
+        tokens = len(self.tokenizer.encode(answer_prompt(question).text(self.tokenizer, k)))
+        if tokens > PROMPT_LIMIT:
+            fail(
+                f"the question that begins with {question[:40]!r} makes a prompt of {tokens} tokens with {k} memories; "
+                f"at most {PROMPT_LIMIT} are read",
+                "Shorten it, or take fewer memories",
+            )
 
     def _compress_rows(self, documents: Sequence[Sequence[str]]) -> Float[Array, "rows n memory hidden"]:
         sizes = {len(row) for row in documents}
@@ -142,16 +238,8 @@ class Clara:
     def _encode(self, role: Role, texts: Sequence[str], max_length: int | None = None) -> Array:
         if not texts:
             fail("there are no texts to encode", "Give at least one")
-        limit = max_length or self.doc_max_length
-        passages = [self.tokenizer.encode_passage(text, limit)[0] for text in texts]
-        memory = self.tokenizer.special.num_memory
-        parts = []
-        for start in range(0, len(passages), _ROWS):
-            rows = passages[start : start + _ROWS]
-            length = round_up(max(map(len, rows)) + memory, limit + 3 + memory)
-            inputs = pad_encoder_inputs(rows, self.tokenizer.special, length)
-            parts.append(_encode(self.model, self.params, role, inputs))
-        return jnp.concatenate(parts)
+        passages = self.tokenizer.encode_passages(list(texts), max_length or self.doc_max_length)
+        return jnp.asarray(self._encoder(role, [ids for ids, _ in passages]).memories)
 
     def _generate(self, prompts: list[Prompt], memories: Array, max_new_tokens: int) -> Generation:
         if len(prompts) != memories.shape[0]:
@@ -174,8 +262,3 @@ class Clara:
             )
         )
         return Generation([self.tokenizer.decode(row.tolist()) for row in new], new)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "role"))
-def _encode(model: RoleModel, params: Params, role: Role, inputs: EncoderInputs) -> Array:
-    return model.encode(params, role, inputs)[0]

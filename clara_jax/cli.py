@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "convert")
+COMMANDS = ("train", "convert", "compress")
 
 
 def main() -> None:

@@ -4,7 +4,6 @@ jsonargparse does the reading: it checks types against these very dataclasses, t
 docstrings, and knows `--config`, `--print_config` and nested overrides, so that no key is written down twice.
 """
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Literal
 import jsonargparse
 
 from clara_jax.cluster import ClusterConfig
+from clara_jax.command_line import parse
 from clara_jax.data.pipeline import DataConfig
-from clara_jax.errors import UserError, fail
+from clara_jax.errors import fail
 from clara_jax.files import replace_text
 from clara_jax.models.decoder import RematPolicy
 from clara_jax.models.lora import LoraConfig
@@ -171,14 +171,7 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
 
     Raises `UserError` naming the key for anything that does not fit.
     """
-    parser = _parser()
-    try:
-        parsed = parser.parse_args(arguments)
-        built = parser.instantiate(parsed)
-    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
-        raise UserError(f"{_one_line(error)} Run with --help for every key.") from None
-    except UnicodeDecodeError:
-        fail("the --config file is not UTF-8 text", "Give a YAML file")
+    built = parse(_parser(), arguments)
     fields = {field.name: built[field.name] for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**fields)
 
@@ -209,8 +202,3 @@ def _parser() -> jsonargparse.ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(TrainConfig)
     return parser
-
-
-def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if text.endswith(".") else text + "."

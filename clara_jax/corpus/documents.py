@@ -92,7 +92,7 @@ def _checked(opened: Sequence[Rows], name: str, on_bad: BadRecordPolicy, reading
     for number, (where, found) in enumerate(_parsed(opened)):
         if isinstance(found, FieldError):
             if on_bad == "stop":
-                raise UserError(f"{where}: {found}. Correct the document, or set on_bad to skip.")
+                raise UserError(f"{where}: {found}. Correct the document, or leave it out with --on_bad skip.")
             reading.bad += 1
             reading.first_bad = reading.first_bad or f"{where}: {found}"
         elif not found.text.strip():

@@ -39,6 +39,15 @@ Block = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
+class PlacedBlock:
+    """Memories `first` to `first + rows` on the devices, filled up with zeros to a block's shape."""
+
+    first: int
+    rows: int
+    memories: Float[Array, "filled width"] | Int8[Array, "filled width"]
+
+
+@dataclasses.dataclass(frozen=True)
 class Found:
     """The memories found for each query, best first.
 
@@ -77,25 +86,41 @@ def search(
             of floats or int8, or whose scales are not n positive numbers.
 
     """
-    for name, value in (("k", k), ("block_rows", block_rows)):
-        if value < 1:
-            fail(f"{name} is {value}", "Give at least 1")
+    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+    return search_placed(queries, place_blocks(blocks, queries.shape[1], mesh, block_rows), k, mesh)
+
+
+def place_blocks(blocks: Iterable[Block], width: int, mesh: Mesh, block_rows: int = 4096) -> Iterator[PlacedBlock]:
+    """The blocks as `search` cuts them, each on its way to the devices when it is given out; see there."""
+    if block_rows < 1:
+        fail(f"block_rows is {block_rows}", "Give at least 1")
+    divided = NamedSharding(mesh, P(mesh.axis_names))
+    for first, rows, block in _cut(blocks, width, block_rows, mesh.size * TILE):
+        yield PlacedBlock(first, rows, place(block, divided))
+
+
+def search_placed(
+    queries: Float[np.ndarray | Array, "queries width"], blocks: Iterable[PlacedBlock], k: int, mesh: Mesh
+) -> Found:
+    """`search` in memories that lie on the devices of `mesh`, or come there one by one (`place_blocks`).
+
+    A list of placed blocks can be searched again and again; an iterator of them needs the memory of two.
+    """
+    if k < 1:
+        fail(f"k is {k}", "Give at least 1")
     asked = np.asarray(queries, np.float32)
-    count, width = asked.shape
+    count = len(asked)
     if not np.isfinite(asked).all():
         fail("the queries hold numbers that are not finite in float32", "Check the model that made them")
     found = _nothing(count, k)
     if count == 0:
         return found
-    mesh = make_mesh(MeshConfig()) if mesh is None else mesh
     on_devices = place(_fill_up(asked, -(-count // QUERIES) * QUERIES), replicated(mesh))
-    divided = NamedSharding(mesh, P(mesh.axis_names))
     searching = None
-    for first, rows, block in _cut(blocks, width, block_rows, mesh.size * TILE):
-        arriving = place(block, divided)
+    for block in blocks:
         if searching is not None:  # wait for it only now, so that one block arrives while another is searched
             found = merge(found, _fetch(*searching, count, k))
-        searching = first, top_k_of_block(on_devices, arriving, rows, k, mesh)
+        searching = block.first, top_k_of_block(on_devices, block.memories, block.rows, k, mesh)
     return found if searching is None else merge(found, _fetch(*searching, count, k))
 
 

@@ -1,0 +1,22 @@
+"""Command lines whose options come from dataclasses (jsonargparse), with errors on one line."""
+
+import argparse
+from collections.abc import Sequence
+
+import jsonargparse
+
+from clara_jax.errors import UserError, fail
+
+
+def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None = None) -> jsonargparse.Namespace:
+    """What the command line says, dataclasses built. `parser` is one with `exit_on_error=False`.
+
+    Raises `UserError` naming the key for anything that does not fit.
+    """
+    try:
+        return parser.instantiate(parser.parse_args(arguments))
+    except (argparse.ArgumentError, jsonargparse.ArgumentError) as error:
+        text = " ".join(str(error).split())
+        raise UserError(f"{text.rstrip('.')}. Run with --help for every key.") from None
+    except UnicodeDecodeError:
+        fail("the --config file is not UTF-8 text", "Give a YAML file")

@@ -1,0 +1,89 @@
+"""Several memory stores searched as one, on the devices if they fit there."""
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Float32, Int
+
+from clara_jax.corpus.passages import Passage
+from clara_jax.retrieval.search import Found, PlacedBlock, place_blocks, search_placed
+from clara_jax.retrieval.store import MemoryStore
+from clara_jax.sharding import MeshConfig, make_mesh
+
+_HOST_BYTES = 2 << 30  # kept in memory where the devices do not say how much they have
+
+
+class MemoryIndex:
+    """Memories of all `stores`, numbered through in their order.
+
+    They stay on the devices of `mesh` after the first search if they need at most `device_bytes` there (by default half
+    of what is free, or 2 GiB where the devices do not say); else they are read from the stores at every search, a
+    block of `block_rows` at a time.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[MemoryStore],
+        mesh: Mesh | None = None,
+        device_bytes: int | None = None,
+        block_rows: int = 4096,
+    ):
+        self.stores = tuple(stores)
+        self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
+        self._block_rows = block_rows
+        self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
+        room = free_device_bytes(self._mesh) // 2 if device_bytes is None else device_bytes
+        self.resident = sum(len(store) * store.row_bytes for store in self.stores) <= room
+        self._kept: list[PlacedBlock] | None = None
+
+    def __len__(self) -> int:
+        """Number of memories in all stores."""
+        return int(self._starts[-1])
+
+    def search(self, queries: Float[np.ndarray | Array, "queries memory hidden"], k: int) -> Found:
+        """The k memories of largest cosine for each query, exactly (`retrieval.search`)."""
+        flat = queries.reshape(len(queries), -1)
+        if self._kept is not None:
+            return search_placed(flat, self._kept, k, self._mesh)
+        blocks = itertools.chain.from_iterable(store.blocks(self._block_rows) for store in self.stores)
+        placed = place_blocks(blocks, flat.shape[1], self._mesh, self._block_rows)
+        if not self.resident:
+            return search_placed(flat, placed, k, self._mesh)
+        self._kept = list(placed)
+        return search_placed(flat, self._kept, k, self._mesh)
+
+    def memories(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n memory hidden"]:
+        """The memories of those numbers, float32."""
+        found = np.empty((len(indices), *self._shape), np.float32)
+        for store, places, numbers in self._located(indices):
+            found[places] = store.memories(numbers)
+        return found
+
+    def passages(self, indices: Int[np.ndarray, " n"]) -> list[tuple[str, Passage]]:
+        """The store (its location) and the passage of each number."""
+        found: dict[int, tuple[str, Passage]] = {}
+        for store, places, numbers in self._located(indices):
+            for place, passage in zip(places.tolist(), store.passages(numbers), strict=True):
+                found[place] = store.location, passage
+        return [found[place] for place in range(len(indices))]
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        settings = self.stores[0].settings
+        return settings.memory, settings.hidden
+
+    def _located(self, indices: Int[np.ndarray, " n"]) -> list[tuple[MemoryStore, np.ndarray, np.ndarray]]:
+        of = np.searchsorted(self._starts, indices, side="right") - 1
+        return [
+            (self.stores[number], np.flatnonzero(of == number), indices[of == number] - self._starts[number])
+            for number in np.unique(of)
+        ]
+
+
+def free_device_bytes(mesh: Mesh) -> int:
+    """Free memory of all devices of the mesh together."""
+    stats = [device.memory_stats() for device in mesh.devices.flat]
+    known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
+    return sum(known) if known else 2 * _HOST_BYTES
