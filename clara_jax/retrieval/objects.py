@@ -4,6 +4,7 @@ TensorStore's key-value stores do the work: a local write goes to a temporary fi
 a single put.
 """
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,20 +19,17 @@ _CONTEXT = ts.Context()  # one for all, or no two would see the same memory:// (
 
 
 class Objects:
-    """The objects below one location: a path, or a URL such as `gs://bucket/folder` or `s3://bucket/folder`."""
+    """The objects below one location: a path, or a URL such as `gs://bucket/folder` or `s3://bucket/folder`.
+
+    Credentials are found as Google's and Amazon's own tools find them; `AWS_ENDPOINT_URL` names another S3 server.
+    """
 
     def __init__(self, location: str | Path):
         """Open; nothing is read or written yet. Raises `UserError` for a URL of an unknown kind."""
         text = str(location)
         self.location = text
         try:
-            if re.match(r"[a-z0-9]+://", text):
-                self._store = ts.KvStore.open(f"{text.rstrip('/')}/", context=_CONTEXT).result()
-            else:
-                path = Path(text).expanduser().absolute()
-                if path.exists() and not path.is_dir():
-                    fail(f"{text} is a file, not a folder", "Name a folder")
-                self._store = ts.KvStore.open({"driver": "file", "path": f"{path}/"}, context=_CONTEXT).result()
+            self._store = ts.KvStore.open(_spec(text), context=_CONTEXT).result()
         except ValueError as error:
             fail(
                 f"{text} cannot be opened ({_first_line(error)})", "Give a folder, or a URL of the kind gs:// or s3://"
@@ -89,6 +87,22 @@ class Objects:
     def path(self, name: str) -> str:
         """The object's address, for messages."""
         return f"{self.location.rstrip('/')}/{name}"
+
+
+def _spec(location: str) -> str | dict[str, str]:
+    """The location as TensorStore takes it."""
+    if not re.match(r"[a-z0-9]+://", location):
+        path = Path(location).expanduser().absolute()
+        if path.exists() and not path.is_dir():
+            fail(f"{location} is a file, not a folder", "Name a folder")
+        return {"driver": "file", "path": f"{path}/"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if location.startswith("s3://") and endpoint:  # a server other than Amazon's, which TensorStore does not ask for
+        bucket, _, path = location.removeprefix("s3://").partition("/")
+        region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+        path = f"{path.rstrip('/')}/" if path else ""
+        return {"driver": "s3", "bucket": bucket, "path": path, "endpoint": endpoint, "aws_region": region}
+    return f"{location.rstrip('/')}/"
 
 
 def _first_line(error: Exception) -> str:
