@@ -16,13 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from clara_jax import generation, pretrained
-from clara_jax.data.collate import pad_exchanges, round_up
+from clara_jax import pretrained
+from clara_jax.corpus.passages import token_starts
 from clara_jax.data.prompts import Prompt, answer_prompt, paraphrase_prompt
-from clara_jax.data.samples import Exchange
 from clara_jax.encoding import Encoder, fingerprint
 from clara_jax.errors import fail
 from clara_jax.files import new_folder
+from clara_jax.generation import GREEDY, Sampling
+from clara_jax.generation_batches import BatchGenerator, OnText
 from clara_jax.models.roles import Params, Role, RoleModel, cosine_scores
 from clara_jax.pretrained import Pretrained, with_query_reasoner
 from clara_jax.retrieval.index import MemoryIndex
@@ -38,11 +39,13 @@ class Generation:
     """Generated texts, one per row, and how they came about.
 
     `token_ids` holds the new tokens, padded after the end. With retrieval, `selected` are the indices of
-    the candidates in the prompt, best first, and `scores` their cosine similarity with the question.
+    the candidates in the prompt, best first, and `scores` their cosine similarity with the question. `cut` is the
+    number of prompts that were too long and lost tokens.
     """
 
     texts: list[str]
     token_ids: Int[np.ndarray, "rows new_tokens"]
+    cut: int = 0
     selected: Int[np.ndarray, "rows k"] | None = None
     scores: Float[np.ndarray, "rows candidates"] | None = None
 
@@ -90,6 +93,7 @@ class Clara:
         self.doc_max_length = loaded.checkpoint.doc_max_length
         self.top_k = loaded.checkpoint.top_k
         self._encoder = Encoder(loaded, self.params)
+        self._generator = BatchGenerator(loaded)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, base: str | None = None, dtype: str | None = None) -> "Clara":
@@ -119,9 +123,51 @@ class Clara:
         questions: Sequence[str],
         memories: Float[Array, "rows documents memory hidden"],
         max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        on_text: OnText | None = None,
     ) -> Generation:
-        """Answer each question from its row of memories (made by `compress`)."""
-        return self._generate([answer_prompt(q) for q in questions], memories, max_new_tokens)
+        """Answer each question from its row of memories (made by `compress`; a row may be of no memory at all).
+
+        By default the best token is taken each time. `on_text` is told of each row's text piece by piece, as it
+        comes. A prompt is cut on the right to 1,024 tokens, as in the reference (see `Generation.cut`).
+        """
+        return self._generate([answer_prompt(q) for q in questions], memories, max_new_tokens, sampling, on_text)
+
+    def answer_from_text(
+        self,
+        questions: Sequence[str],
+        documents: Sequence[Sequence[str]],
+        max_new_tokens: int = 128,
+        prompt_limit: int = 4096,
+    ) -> Generation:
+        """Answer each question as the base model would, without adapters, from its documents' text in the prompt.
+
+        A prompt of more than `prompt_limit` tokens loses the end of its documents (see `Generation.cut`). Strings such
+        as `<s>` in a document are read as special tokens.
+        """
+        if len(questions) != len(documents):
+            fail(f"{len(questions)} questions for {len(documents)} rows of documents", "Give one row per question")
+        prompts, cut = [], 0
+        for question, row in zip(questions, documents, strict=True):
+            prompt, text = answer_prompt(question), "\n\n".join(row)
+            ids = self.tokenizer.encode(prompt.text(self.tokenizer, text))
+            excess = len(ids) - prompt_limit
+            if excess > 0:
+                starts = token_starts(self.tokenizer, text)
+                # Tokens on the new border may be others than before: a few are given up to be sure.
+                text = text[: starts[-excess - 4]] if excess + 4 <= len(starts) else ""
+                ids, cut = self.tokenizer.encode(prompt.text(self.tokenizer, text)), cut + 1
+            if len(ids) > prompt_limit:
+                fail(
+                    f"the question that begins with {question[:40]!r} is longer than {prompt_limit} tokens",
+                    "Shorten it",
+                )
+            prompts.append(ids)
+        decoder = self.model.decoder.config
+        none = np.zeros((len(prompts), 0, self.tokenizer.special.num_memory, decoder.hidden_size), np.float32)
+        base = {name: value for name, value in self.params.items() if name in ("base", "memory_tokens")}
+        new = self._generator(base, prompts, none, max_new_tokens, GREEDY)
+        return Generation([self.tokenizer.decode(row.tolist()) for row in new], new, cut)
 
     def generate_from_documents(
         self, questions: Sequence[str], documents: Sequence[Sequence[str]], max_new_tokens: int = 128
@@ -138,7 +184,7 @@ class Clara:
         """Write each row's documents out again, by an instruction drawn with `rng` for every row."""
         rng = rng or random.Random(0)
         prompts = [paraphrase_prompt(rng) for _ in documents]
-        return self._generate(prompts, self._compress_rows(documents), max_new_tokens)
+        return self._generate(prompts, self._compress_rows(documents), max_new_tokens, GREEDY, None)
 
     def generate_from_questions(
         self,
@@ -177,6 +223,8 @@ class Clara:
         store: str | Path | MemoryStore | MemoryIndex,
         k: int | None = None,
         max_new_tokens: int = 128,
+        sampling: Sampling = GREEDY,
+        on_text: OnText | None = None,
     ) -> list[Answer]:
         """Answer each question from the `k` memories of a store that are nearest to it (default: the model's own k).
 
@@ -196,7 +244,8 @@ class Clara:
         memories = jnp.asarray(index.memories(found.indices.reshape(-1)))
         passages = index.passages(found.indices.reshape(-1))
         clock.append(time.perf_counter())
-        generated = self.generate(asked, memories.reshape(len(asked), k, *memories.shape[1:]), max_new_tokens)
+        of_rows = memories.reshape(len(asked), k, *memories.shape[1:])
+        generated = self.generate(asked, of_rows, max_new_tokens, sampling, on_text)
         clock.append(time.perf_counter())
         seconds = dict(zip(("encode", "search", "read", "generate"), np.diff(clock).tolist(), strict=True))
         sources = [
@@ -241,24 +290,19 @@ class Clara:
         passages = self.tokenizer.encode_passages(list(texts), max_length or self.doc_max_length)
         return jnp.asarray(self._encoder(role, [ids for ids, _ in passages]).memories)
 
-    def _generate(self, prompts: list[Prompt], memories: Array, max_new_tokens: int) -> Generation:
+    def _generate(
+        self,
+        prompts: Sequence[Prompt],
+        memories: Float[Array | np.ndarray, "rows documents memory hidden"],
+        max_new_tokens: int,
+        sampling: Sampling,
+        on_text: OnText | None,
+    ) -> Generation:
         if len(prompts) != memories.shape[0]:
             fail(f"{len(prompts)} prompts for {memories.shape[0]} rows of memories", "Give one row per prompt")
-        documents = memories.shape[1]
-        special = self.tokenizer.special
-        tokens = [self.tokenizer.encode(p.text(self.tokenizer, documents))[:PROMPT_LIMIT] for p in prompts]
-        exchanges = [Exchange(ids, len(ids)) for ids in tokens]
-        length = round_up(max(map(len, tokens)), PROMPT_LIMIT)
-        inputs = pad_exchanges(exchanges, [documents] * len(prompts), special, length, 1, "left")
-        new = np.asarray(
-            generation.generate(
-                self.model,
-                self.params,
-                inputs,
-                memories,
-                max_new_tokens=max_new_tokens,
-                stop_ids=self.loaded.stop_ids,
-                pad_id=special.pad,
-            )
-        )
-        return Generation([self.tokenizer.decode(row.tolist()) for row in new], new)
+        texts = [prompt.text(self.tokenizer, memories.shape[1]) for prompt in prompts]
+        tokens = self.tokenizer.encode_batch(texts)
+        cut = sum(len(ids) > PROMPT_LIMIT for ids in tokens)
+        tokens = [ids[:PROMPT_LIMIT] for ids in tokens]
+        new = self._generator(self.params, tokens, memories, max_new_tokens, sampling, on_text)
+        return Generation([self.tokenizer.decode(row.tolist()) for row in new], new, cut)

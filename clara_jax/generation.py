@@ -1,12 +1,75 @@
-"""Greedy generation: one jitted prefill and a decode loop with a key-value cache."""
+"""Generation: one prefill of the prompts, then one token at a time with a key-value cache.
 
+`generate` runs to the end on the device. `stream` gives out every step's tokens as they come; both make the same ones.
+Programs are compiled for the shapes of the prompts, of the memories and for `max_new_tokens`, the size of the result;
+`limit`, temperature, top-p and seed are data, and change without compiling.
+"""
+
+import dataclasses
 import functools
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from clara_jax.models.roles import GeneratorInputs, Params, RoleModel
+from clara_jax.errors import fail
+from clara_jax.models.decoder import KeyValueCache
+from clara_jax.models.roles import AnyArray, GeneratorInputs, Params, RoleModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        temperature: What logits are divided by; 0 takes the best token each time.
+        top_p: Draw among the fewest likeliest tokens whose probabilities reach this share.
+        seed: Seed of the draws; those of a row depend on it and on the row's number alone.
+
+    """
+
+    temperature: float | int = 0.0
+    top_p: float | int = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            fail(f"temperature is {self.temperature}", "Give 0, or a positive number")
+        if not 0 < self.top_p <= 1:
+            fail(f"top_p is {self.top_p}", "Give a share above 0, at most 1")
+        if not 0 <= self.seed < 2**32:
+            fail(f"seed is {self.seed}", "Give a whole number from 0 to 4294967295")
+
+    @property
+    def draw(self) -> "Draw | None":
+        """What the program needs to draw; none for the best token each time."""
+        if self.temperature == 0:
+            return None
+        return Draw(jax.random.key(self.seed), jnp.float32(self.temperature), jnp.float32(self.top_p))
+
+
+GREEDY = Sampling()
+
+
+class Draw(NamedTuple):
+    """A sampling as data of a program."""
+
+    rng: PRNGKeyArray
+    temperature: Float[Array, ""]
+    top_p: Float[Array, ""]
+
+
+class _State(NamedTuple):
+    """A generation after `step` tokens: all of them, the logits of the next, and which rows have ended."""
+
+    step: Int[Array, ""]
+    written: Int[Array, "batch new_tokens"]
+    logits: Float[Array, "batch vocab"]
+    done: Bool[Array, " batch"]
+    cache: KeyValueCache
 
 
 @functools.partial(jax.jit, static_argnames=("model", "max_new_tokens", "stop_ids", "pad_id"))
@@ -14,36 +77,110 @@ def generate(
     model: RoleModel,
     params: Params,
     prompts: GeneratorInputs,
-    memories: Float[Array, "batch documents memory hidden"],
+    memories: Float[AnyArray, "batch documents memory hidden"],
     *,
     max_new_tokens: int,
     stop_ids: tuple[int, ...],
     pad_id: int,
+    limit: int | Int[Array, ""] | None = None,
+    rows: Int[AnyArray, " batch"] | None = None,
+    draw: Draw | None = None,
 ) -> Int[Array, "batch {max_new_tokens}"]:
-    """New tokens of every row, best first choice at each step.
+    """New tokens of every row, at most `limit` (by default all `max_new_tokens`).
 
-    Prompts are padded on the left. A row ends with one of `stop_ids` (which is kept); what follows is
-    `pad_id`. The loop ends when every row has.
+    Prompts are padded on the left. A row ends with one of `stop_ids` (which is kept); what follows is `pad_id`. The
+    loop ends when every row has. `rows` are numbers from which rows draw (by default their places); a row with a
+    number below 0 is padding, and has ended before it begins. Without `draw` the best token is taken each time.
     """
+    limit = max_new_tokens if limit is None else limit
+    state = _prefill(model, params, prompts, memories, max_new_tokens, pad_id, rows)
+
+    def unfinished(state: _State) -> Array:
+        return (state.step < limit) & ~jnp.all(state.done)
+
+    def advance(state: _State) -> _State:
+        return _advance(model, params, state, stop_ids, pad_id, rows, draw)
+
+    return jax.lax.while_loop(unfinished, advance, state).written
+
+
+def stream(
+    model: RoleModel,
+    params: Params,
+    prompts: GeneratorInputs,
+    memories: Float[AnyArray, "batch documents memory hidden"],
+    *,
+    max_new_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    limit: int | None = None,
+    rows: Int[AnyArray, " batch"] | None = None,
+    draw: Draw | None = None,
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """The tokens of `generate` step by step, one of each row; rows that have ended give `pad_id`."""
+    state = _jitted_prefill(model, params, prompts, memories, max_new_tokens, pad_id, rows)
+    for step in range(max_new_tokens if limit is None else limit):
+        if bool(jnp.all(state.done)):
+            return
+        state = _jitted_advance(model, params, state, stop_ids, pad_id, rows, draw)
+        yield np.asarray(state.written[:, step])
+
+
+def choose(
+    logits: Float[Array, "batch vocab"], rows: Int[AnyArray, " batch"], step: Int[Array, ""], draw: Draw | None
+) -> Int[Array, " batch"]:
+    """The next token of every row: the likeliest, or one drawn (temperature first, then top-p)."""
+    if draw is None:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = logits / draw.temperature
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    shares = jax.nn.softmax(ordered, axis=-1)
+    inside = jnp.cumsum(shares, axis=-1) - shares < draw.top_p  # the likelier ones alone do not reach it
+    least = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    allowed = jnp.where(logits >= least, logits, -jnp.inf)
+
+    def one(row: Array, allowed: Array) -> Array:
+        rng = jax.random.fold_in(jax.random.fold_in(draw.rng, row), step)
+        return jax.random.categorical(rng, allowed)
+
+    return jax.vmap(one)(jnp.maximum(jnp.asarray(rows), 0), allowed).astype(jnp.int32)
+
+
+def _prefill(
+    model: RoleModel,
+    params: Params,
+    prompts: GeneratorInputs,
+    memories: AnyArray,
+    max_new_tokens: int,
+    pad_id: int,
+    rows: AnyArray | None,
+) -> _State:
     batch, length = prompts.tokens.shape
-    stops = jnp.asarray(stop_ids, jnp.int32)
     cache = model.decoder.empty_cache(batch, length + max_new_tokens)
-    embeddings = model.prompt_embeddings(params, prompts, memories)
+    embeddings = model.prompt_embeddings(params, prompts, jnp.asarray(memories))
     logits, cache = model.continue_prompt(params, embeddings, prompts.valid, cache)
     written = jnp.full((batch, max_new_tokens), pad_id, jnp.int32)
+    done = jnp.zeros(batch, bool) if rows is None else jnp.asarray(rows) < 0
+    return _State(jnp.zeros((), jnp.int32), written, logits, done, cache)
 
-    def unfinished(state: tuple) -> Array:
-        step, _, _, done, _ = state
-        return (step < max_new_tokens) & ~jnp.all(done)
 
-    def decode(state: tuple) -> tuple:
-        step, written, logits, done, cache = state
-        token = jnp.where(done, pad_id, jnp.argmax(logits, axis=-1).astype(jnp.int32))
-        written = written.at[:, step].set(token)
-        done = done | jnp.isin(token, stops)
-        embeddings = model.embed(params, token[:, None])
-        logits, cache = model.continue_prompt(params, embeddings, jnp.ones((batch, 1), bool), cache)
-        return step + 1, written, logits, done, cache
+def _advance(
+    model: RoleModel,
+    params: Params,
+    state: _State,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    rows: AnyArray | None,
+    draw: Draw | None,
+) -> _State:
+    numbers = jnp.arange(len(state.done)) if rows is None else rows
+    token = jnp.where(state.done, pad_id, choose(state.logits, numbers, state.step, draw))
+    written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
+    done = state.done | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
+    embeddings = model.embed(params, token[:, None])
+    logits, cache = model.continue_prompt(params, embeddings, jnp.ones((len(done), 1), bool), state.cache)
+    return _State(state.step + 1, written, logits, done, cache)
 
-    start = (jnp.zeros((), jnp.int32), written, logits, jnp.zeros(batch, bool), cache)
-    return jax.lax.while_loop(unfinished, decode, start)[1]
+
+_jitted_prefill = jax.jit(_prefill, static_argnums=(0, 4, 5))
+_jitted_advance = jax.jit(_advance, static_argnums=(0, 3, 4), donate_argnums=2)

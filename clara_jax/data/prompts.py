@@ -43,15 +43,16 @@ class Prompt:
     system: str
     user: str
 
-    def text(self, tokenizer: ClaraTokenizer, documents: int, answer: str | None = None) -> str:
-        """The prompt through the chat template; with `answer`, the whole exchange.
+    def text(self, tokenizer: ClaraTokenizer, documents: int | str, answer: str | None = None) -> str:
+        """The prompt through the chat template, with that number of memories, or with text in their place.
 
-        A template that refuses a system turn gets system and user as one user turn. Any other template
-        error is a `UserError`.
+        With `answer`, the whole exchange. A template that refuses a system turn gets system and user as one user turn.
+        Any other template error is a `UserError`.
         """
-        memories = tokenizer.memory_text * documents
+        before, after = self.user.split("{docs}", 1)
+        background = documents if isinstance(documents, str) else tokenizer.memory_text * documents
         # The reference rewrites colon-backslash-space in the user turn (and not in the answer).
-        user = self.user.replace("{docs}", memories).replace(":\\ ", ": ")
+        user = before + background + after.replace(":\\ ", ": ")
         turns = [{"role": "system", "content": self.system}, {"role": "user", "content": user}]
         reply = [] if answer is None else [{"role": "assistant", "content": answer}]
         merged = [{"role": "user", "content": f"{self.system}\n{user}"}]

@@ -5,6 +5,7 @@ some Llama folders and then give other ids than the model was trained with.
 """
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +83,15 @@ class ClaraTokenizer:
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         """Ids of each of `texts`, as `encode` gives them, computed on all cores."""
-        return list(self.backend(texts, add_special_tokens=False)["input_ids"]) if texts else []
+        return list(self.backend(texts, add_special_tokens=False, verbose=False)["input_ids"]) if texts else []
 
     def decode(self, ids: list[int]) -> str:
         """Text of `ids` without special tokens."""
         return str(self.backend.decode(ids, skip_special_tokens=True))
+
+    def is_byte(self, token: int) -> bool:
+        """Whether a token is a single byte of a character that the vocabulary lacks (SentencePiece's fallback)."""
+        return bool(re.fullmatch(r"<0x[0-9A-F]{2}>", self.backend.convert_ids_to_tokens(token)))
 
     def encode_passage(self, text: str, max_length: int) -> tuple[list[int], bool]:
         """Encoder ids of a document or question, memory tokens not included, and whether it was cut.

@@ -92,10 +92,10 @@ class Objects:
 def _spec(location: str) -> str | dict[str, str]:
     """The location as TensorStore takes it."""
     if not re.match(r"[a-z0-9]+://", location):
-        path = Path(location).expanduser().absolute()
-        if path.exists() and not path.is_dir():
+        folder = Path(location).expanduser().absolute()
+        if folder.exists() and not folder.is_dir():
             fail(f"{location} is a file, not a folder", "Name a folder")
-        return {"driver": "file", "path": f"{path}/"}
+        return {"driver": "file", "path": f"{folder}/"}
     endpoint = os.environ.get("AWS_ENDPOINT_URL")
     if location.startswith("s3://") and endpoint:  # a server other than Amazon's, which TensorStore does not ask for
         bucket, _, path = location.removeprefix("s3://").partition("/")
