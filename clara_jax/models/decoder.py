@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clara_jax.models.attention import attend
 from clara_jax.models.config import DecoderConfig
@@ -33,17 +34,39 @@ REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
 RematPolicy = Literal["everything", "dots", "nothing"]
 
 
+# Something of all layers: an array stacked on a leading axis, or a tuple of each layer's.
+Stacked = Array | tuple[Array, ...]
+# The variables of each layer by itself.
+Layers = tuple[dict[str, Any], ...]
+
+
 @struct.dataclass
 class KeyValueCache:
     """Keys and values of the columns already read, for generation.
 
-    `valid` marks real tokens among the columns; `filled` is the number of columns written.
+    `valid` marks real tokens among the columns; `filled` is the number of columns written. An empty cache has no
+    columns, so that nothing is attended to but what is read; the first pass makes the `capacity` of them. Keys and
+    values are [layers, batch, kv_heads, columns, dim], or a tuple of each layer's (see `Layers`).
     """
 
-    keys: Float[Array, "layers batch columns kv_heads dim"]
-    values: Float[Array, "layers batch columns kv_heads dim"]
+    keys: Stacked
+    values: Stacked
     valid: Bool[Array, "batch columns"]
     filled: Int[Array, ""]
+    capacity: int = struct.field(pytree_node=False)
+
+    def with_room(self) -> "KeyValueCache":
+        """The cache with all of its `capacity` columns."""
+        room = self.capacity - self.valid.shape[1]
+        if room == 0:
+            return self
+        keys, values = (jnp.pad(x, [(0, 0)] * 3 + [(0, room), (0, 0)]) for x in (self.keys, self.values))
+        return self.replace(keys=keys, values=values, valid=jnp.pad(self.valid, [(0, 0), (0, room)]))
+
+    def apart(self) -> "KeyValueCache":
+        """The cache as a tuple of each layer's keys and values."""
+        keys, values = (take_apart(x, len(x)) for x in (self.keys, self.values))
+        return self.replace(keys=keys, values=values)
 
 
 class LayerContext(NamedTuple):
@@ -84,17 +107,17 @@ class DecoderLayer(nn.Module):
             query, key = self._norm("q_norm", query), self._norm("k_norm", key)
         query = rotate(query, context.cos, context.sin)
         key = rotate(key, context.cos, context.sin)
-        cache = per_layer.get("cache")
-        if cache is not None:
-            assert context.filled is not None
-            start = (0, context.filled, 0, 0)
-            key = jax.lax.dynamic_update_slice(cache[0], key.astype(cache[0].dtype), start)
-            value = jax.lax.dynamic_update_slice(cache[1], value.astype(cache[1].dtype), start)
-            cache = (key, value)
         mask = context.mask
         if "window" in per_layer:
             window = per_layer["window"]
             mask = mask & ((context.distance < window) | (window == 0))
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        cache = None
+        if context.filled is not None:
+            # Attention reads the cache as written here, not as it was: else the compiler has to keep a copy.
+            key = write_columns(per_layer["keys"], key, context.filled)
+            value = write_columns(per_layer["values"], value, context.filled)
+            cache = key, value
         mixed = attend(query, key, value, mask)
         return self._project(mixed.reshape(batch, length, -1), context.rows, "o_proj")[0], cache
 
@@ -171,25 +194,23 @@ class Decoder(nn.Module):
         valid: Bool[Array, "batch seq"],
         cache: KeyValueCache | None = None,
         rows: Int[Array, " batch"] | None = None,
+        layers: Layers | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], KeyValueCache | None]:
         """Hidden states after the final norm, and the cache with these columns added.
 
         `valid` marks real tokens. Padding may stand on either side of a row: positions count real
         tokens, attention never looks at padding, and rotary attention depends on distances alone, so
         left and right padding give real tokens the same numbers. Dropout of a row is drawn from the rng and
-        its number in `rows` (by default its index), so that a part of a batch can draw like the whole.
+        its number in `rows` (by default its index), so that a part of a batch can draw like the whole. With `layers`
+        (see `take_apart`) those are run one after the other, on a cache that is apart too.
         """
-        length = embeddings.shape[1]
-        columns = jnp.arange(length)
-        if cache is None:
-            seen, filled = valid, None
-        else:
+        columns, seen, before, filled = jnp.arange(embeddings.shape[1]), valid, 0, None
+        if cache is not None:
             filled = cache.filled
             columns = columns + filled
-            seen = jax.lax.dynamic_update_slice(cache.valid, valid, (0, filled))
-        positions = jnp.maximum(jnp.cumsum(seen, axis=1) - 1, 0)
-        if cache is not None:
-            positions = jax.lax.dynamic_slice_in_dim(positions, cache.filled, length, axis=1)
+            before = cache.valid.sum(axis=1, keepdims=True)
+            seen = write_columns(cache.valid[..., None], valid[..., None], filled)[..., 0]
+        positions = jnp.maximum(before + jnp.cumsum(valid, axis=1) - 1, 0)
         cos, sin = rotary_tables(self.config.rope, positions, seen.sum(axis=1))
         distance = columns[:, None] - jnp.arange(seen.shape[1])[None, :]
         mask = (distance >= 0)[None, None] & seen[:, None, None, :]
@@ -199,12 +220,26 @@ class Decoder(nn.Module):
         if any(self.config.windows):
             per_layer["window"] = jnp.asarray(self.config.windows, jnp.int32)
         if cache is not None:
-            per_layer["cache"] = (cache.keys, cache.values)
+            per_layer |= {"keys": cache.keys, "values": cache.values}
         with self._precision():
-            hidden, written = self.layers(shard_rows(embeddings.astype(self.dtype)), per_layer, context)
+            hidden, written = self._run(layers, shard_rows(embeddings.astype(self.dtype)), per_layer, context)
         if cache is not None:
-            cache = KeyValueCache(written[0], written[1], seen, cache.filled + length)
+            cache = KeyValueCache(*written, seen, cache.filled + valid.shape[1], cache.capacity).with_room()
         return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
+
+    def _run(
+        self, layers: Layers | None, hidden: Array, per_layer: dict[str, Any], context: LayerContext
+    ) -> tuple[Array, Any]:
+        """The hidden states after all layers, and the keys and values of the cache with these columns written."""
+        if layers is None:
+            return self.layers(hidden, per_layer, context)
+        layer = DecoderLayer(self.config, self.lora_alpha, self.lora_dropout, self.dtype, parent=None)
+        written = []
+        for number, variables in enumerate(layers):
+            of_layer = {name: x[number] for name, x in per_layer.items()}
+            hidden, cache = layer.apply(variables, hidden, of_layer, context)
+            written.append(cache)
+        return hidden, tuple(zip(*written, strict=True))
 
     def embed(self, tokens: Int[Array, "rows seq"]) -> Float[Array, "rows seq hidden"]:
         """Rows of the frozen embedding table."""
@@ -230,18 +265,30 @@ class Decoder(nn.Module):
     def empty_cache(self, batch: int, columns: int) -> KeyValueCache:
         """A cache for `batch` rows of at most `columns` tokens."""
         config = self.config
-        shape = (config.num_layers, batch, columns, config.num_kv_heads, config.head_dim)
-        return KeyValueCache(
-            keys=jnp.zeros(shape, self.dtype),
-            values=jnp.zeros(shape, self.dtype),
-            valid=jnp.zeros((batch, columns), bool),
-            filled=jnp.zeros((), jnp.int32),
-        )
+        shape = (config.num_layers, batch, config.num_kv_heads, 0, config.head_dim)
+        none = jnp.zeros(shape, self.dtype)
+        return KeyValueCache(none, none, jnp.zeros((batch, 0), bool), jnp.zeros((), jnp.int32), capacity=columns)
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype != jnp.bfloat16:
             return jax.default_matmul_precision("highest")
         return contextlib.nullcontext()
+
+
+def write_columns(
+    old: Shaped[Array, "*lead columns features"], new: Shaped[Array, "*lead added features"], at: Int[Array, ""]
+) -> Shaped[Array, "*lead written features"]:
+    """`old` with the columns from `at` on replaced by `new`; `new` itself where `old` has no columns."""
+    return new if old.shape[-2] == 0 else jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), at, -2)
+
+
+def take_apart(stacked: Any, layers: int) -> tuple[Any, ...]:
+    """What is stacked on a leading axis as a tuple of each layer's.
+
+    On the CPU a loop over stacked layers copies the weights of each before it multiplies with them. Where one weight
+    serves a few tokens only, as in decoding, that costs as much as the product.
+    """
+    return tuple(jax.tree.map(operator.itemgetter(number), stacked) for number in range(layers))
 
 
 def rms_norm(

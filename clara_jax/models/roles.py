@@ -15,7 +15,7 @@ import numpy as np
 from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from clara_jax.models.decoder import Decoder, KeyValueCache
+from clara_jax.models.decoder import Decoder, KeyValueCache, Layers, take_apart
 from clara_jax.models.precision import widen
 
 Role = Literal["compressor", "query_reasoner", "generator"]
@@ -56,6 +56,20 @@ class GeneratorInputs:
     target_weights: Float[AnyArray, "batch targets"]
 
 
+@tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class EncoderOutputs:
+    """What one pass over texts leaves: their memories, the two means of the alignment loss, and all hidden states.
+
+    The means are float32; `hidden` are the final-norm states of every column, of which `memories` are some.
+    """
+
+    memories: Float[Array, "*rows memory hidden"]
+    memory_mean: Float[Array, "*rows hidden"]
+    document_mean: Float[Array, "*rows hidden"]
+    hidden: Float[Array, "*rows length hidden"]
+
+
 @dataclasses.dataclass(frozen=True)
 class RoleModel:
     """The decoder together with what the roles need to know of the vocabulary.
@@ -74,12 +88,28 @@ class RoleModel:
         rng: PRNGKeyArray | None = None,
         rows: Int[AnyArray, " batch"] | None = None,
     ) -> tuple[Float[Array, "*rows memory hidden"], Float[Array, "*rows"]]:
-        """Memory of every row and its alignment loss, by one pass of `role`'s adapter.
+        """Memory of every row and its alignment loss, by one pass of `role`'s adapter (see `read`).
 
-        A memory is the final-norm hidden state at the row's memory tokens (paper, Sec. 3.1). The alignment
-        loss is the mean over the hidden size of (mean memory state - mean document state)^2, float32
-        (paper, Eq. for L_MSE); the document's mean is over all real tokens that are not memory tokens.
-        `rng` switches adapter dropout on; `rows` are the numbers of the samples in the whole batch (see `Batch`).
+        The alignment loss is the mean over the hidden size of (mean memory state - mean document state)^2, float32
+        (paper, Eq. for L_MSE).
+        """
+        outputs = self.read(params, role, inputs, rng, rows)
+        alignment = jnp.mean(jnp.square(outputs.document_mean - outputs.memory_mean), axis=-1)
+        return outputs.memories, alignment
+
+    def read(
+        self,
+        params: Params,
+        role: Role,
+        inputs: EncoderInputs,
+        rng: PRNGKeyArray | None = None,
+        rows: Int[AnyArray, " batch"] | None = None,
+    ) -> EncoderOutputs:
+        """Every row read by one pass of `role`'s adapter: memories, means and hidden states.
+
+        A memory is the final-norm hidden state at the row's memory tokens (paper, Sec. 3.1). The document's mean is
+        over all real tokens that are not memory tokens. `rng` switches adapter dropout on; `rows` are the numbers of
+        the samples in the whole batch (see `Batch`).
         """
         lead = inputs.tokens.shape[:-1]
         tokens, valid, columns = (
@@ -92,8 +122,8 @@ class RoleModel:
         of_document = valid & ~self._is_memory(params, tokens)
         total = jnp.sum(jnp.where(of_document[:, :, None], widen(hidden), 0.0), axis=1)
         document_mean = total / jnp.maximum(of_document.sum(axis=1, keepdims=True), 1)
-        alignment = jnp.mean(jnp.square(document_mean - widen(memories).mean(axis=1)), axis=-1)
-        return memories.reshape(*lead, *memories.shape[1:]), alignment.reshape(lead)
+        found = EncoderOutputs(memories, widen(memories).mean(axis=1), document_mean, hidden)
+        return jax.tree.map(lambda x: x.reshape(*lead, *x.shape[1:]), found)
 
     def target_logits(
         self,
@@ -103,7 +133,7 @@ class RoleModel:
         rng: PRNGKeyArray | None = None,
         rows: Int[AnyArray, " batch"] | None = None,
     ) -> Float[Array, "batch targets vocab"]:
-        """Generator logits at the target columns alone, float32. `rng` and `rows` as in `encode`."""
+        """Generator logits at the target columns alone, float32. `rng` and `rows` as in `read`."""
         embeddings = self.prompt_embeddings(params, inputs, memories)
         hidden, _ = self._read(params, "generator", embeddings, inputs.valid, rng, rows=rows)
         at_targets = jnp.take_along_axis(hidden, inputs.target_columns[:, :, None], axis=1)
@@ -129,11 +159,22 @@ class RoleModel:
         embeddings: Float[Array, "batch length hidden"],
         valid: Bool[AnyArray, "batch length"],
         cache: KeyValueCache,
+        layers: Layers | None = None,
     ) -> tuple[Float[Array, "batch vocab"], KeyValueCache]:
-        """Logits after the last column, which must be a real token of every row, and the longer cache."""
-        hidden, grown = self._read(params, "generator", embeddings, valid, None, cache)
+        """Logits after the last column, which must be a real token of every row, and the longer cache.
+
+        With `layers` (of `generator_layers`) the cache must be apart too.
+        """
+        hidden, grown = self._read(params, "generator", embeddings, valid, None, cache, layers=layers)
         assert grown is not None
         return self.logits(params, hidden[:, -1]), grown
+
+    def generator_layers(self, params: Params) -> Layers:
+        """The generator's layers one by one (see `models.decoder.take_apart`)."""
+        variables = {"params": params["base"]["layers"]}
+        if "generator" in params:
+            variables["lora"] = params["generator"]["layers"]
+        return take_apart(variables, self.decoder.config.num_layers)
 
     def embed(self, params: Params, tokens: Int[AnyArray, "rows length"]) -> Float[Array, "rows length hidden"]:
         """Embeddings of tokens; memory tokens have their trained ones."""
@@ -162,12 +203,13 @@ class RoleModel:
         rng: PRNGKeyArray | None,
         cache: KeyValueCache | None = None,
         rows: AnyArray | None = None,
+        layers: Layers | None = None,
     ) -> tuple[Array, KeyValueCache | None]:
         variables = {"params": params["base"]}
         if role in params:
             variables["lora"] = params[role]
         rngs = {} if rng is None else {"dropout": rng}
-        read = self.decoder.apply(variables, embeddings, valid, cache, rows, rngs=rngs)
+        read = self.decoder.apply(variables, embeddings, valid, cache, rows, layers, rngs=rngs)
         return cast(tuple[Array, KeyValueCache | None], read)
 
     def _is_memory(self, params: Params, tokens: AnyArray) -> AnyArray:
