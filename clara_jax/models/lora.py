@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from clara_jax.errors import fail
@@ -68,3 +69,15 @@ def init_adapter(rng: Array, config: DecoderConfig, rank: int) -> Adapter:
 
     sites = list(config.adapter_sites)
     return jax.tree_util.tree_map_with_path(init_leaf, adapter_shapes(config, rank))
+
+
+def merge_adapter(layers: dict[str, Any], adapter: Adapter, config: DecoderConfig, alpha: float) -> dict[str, Any]:
+    """Stacked base layers with the adapter's update added to their kernels: the same function, by other sums."""
+    merged = dict(layers)
+    for site, targets in config.adapter_sites.items():
+        a, b = (adapter["layers"][site][name] for name in ("a", "b"))
+        update = alpha / a.shape[-1] * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        ends = np.cumsum([config.projections[name][1] for name in targets])[:-1]
+        for name, part in zip(targets, jnp.split(update, ends, axis=-1), strict=True):
+            merged[name] = {**layers[name], "kernel": layers[name]["kernel"] + part}
+    return merged

@@ -16,6 +16,7 @@ from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from clara_jax.models.decoder import Decoder, KeyValueCache, Layers, take_apart
+from clara_jax.models.lora import merge_adapter
 from clara_jax.models.precision import widen
 
 Role = Literal["compressor", "query_reasoner", "generator"]
@@ -170,11 +171,14 @@ class RoleModel:
         return self.logits(params, hidden[:, -1]), grown
 
     def generator_layers(self, params: Params) -> Layers:
-        """The generator's layers one by one (see `models.decoder.take_apart`)."""
-        variables = {"params": params["base"]["layers"]}
-        if "generator" in params:
+        """The generator's layers one by one (see `models.decoder.take_apart`), its adapter in the kernels if float32."""
+        variables, config = {"params": params["base"]["layers"]}, self.decoder.config
+        if "generator" in params and self.decoder.dtype == jnp.float32:
+            alpha = self.decoder.lora_alpha
+            variables["params"] = merge_adapter(variables["params"], params["generator"], config, alpha)
+        elif "generator" in params:
             variables["lora"] = params["generator"]["layers"]
-        return take_apart(variables, self.decoder.config.num_layers)
+        return take_apart(variables, config.num_layers)
 
     def embed(self, params: Params, tokens: Int[AnyArray, "rows length"]) -> Float[Array, "rows length hidden"]:
         """Embeddings of tokens; memory tokens have their trained ones."""

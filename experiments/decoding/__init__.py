@@ -1,0 +1,1 @@
+"""Greedy decoding beside Hugging Face."""

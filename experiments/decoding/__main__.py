@@ -125,7 +125,7 @@ def _models(folder: Path, hidden: int, layers: int) -> tuple[Any, Any]:
     other.generation_config.eos_token_id = other.generation_config.bos_token_id = None
 
     def ours(tokens: np.ndarray, valid: np.ndarray) -> Callable[[int], np.ndarray]:
-        batch, length = tokens.shape
+        batch = len(tokens)
         none = np.zeros((batch, 0, 4), np.int32)
         targets = np.zeros((batch, 1), np.int32)
         inputs = GeneratorInputs(tokens, valid, none, targets, targets, targets.astype(np.float32))
