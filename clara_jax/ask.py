@@ -7,11 +7,12 @@ Without a question it asks for one after the other (or reads one per line where 
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from clara_jax.clara import Answer, Clara
 from clara_jax.errors import UserError, fail, run_command
@@ -39,8 +40,8 @@ def main() -> None:
         return clara.answer(questions, index, arguments.k, arguments.max_new_tokens, sampling, **watch)
 
     if arguments.questions is not None:
-        with _writing(arguments.out) as out:
-            _answer_file(arguments.questions, answer, out)
+        with _writing(arguments.out) as say:
+            _answer_file(arguments.questions, answer, say)
     elif arguments.question is not None:
         _show(answer([arguments.question])[0], arguments.json)
     else:
@@ -70,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _answer_file(path: Path, answer: Any, out: TextIO) -> None:
+def _answer_file(path: Path, answer: Any, say: Callable[[str], None]) -> None:
     entries = list(read_objects(path))
     if not entries:
         fail(f"{path} holds no question", 'Give a JSON object a line: {"question": ...}')
@@ -80,17 +81,16 @@ def _answer_file(path: Path, answer: Any, out: TextIO) -> None:
     for start in range(0, len(questions), _TOGETHER):
         rows = slice(start, start + _TOGETHER)
         for name, found in zip(ids[rows], answer(questions[rows]), strict=True):
-            out.write(json.dumps({"id": name, **dataclasses.asdict(found)}, ensure_ascii=False) + "\n")
-        out.flush()
+            say(json.dumps({"id": name, **dataclasses.asdict(found)}, ensure_ascii=False))
         progress.advance(len(ids[rows]))
     progress.close()
 
 
 @contextlib.contextmanager
-def _writing(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name when all is written."""
+def _writing(path: Path | None) -> Iterator[Callable[[str], None]]:
+    """Takes lines, for standard output or for a file that gets its name when all are written."""
     if path is None:
-        yield sys.stdout
+        yield functools.partial(print, flush=True)
         return
     partial = path.with_name(path.name + ".partial")
     try:
@@ -98,7 +98,7 @@ def _writing(path: Path | None) -> Iterator[TextIO]:
     except OSError as error:
         fail(f"{path} cannot be written ({error.strerror})", "Name a file in a folder that you can write to")
     with file:
-        yield file
+        yield functools.partial(print, file=file, flush=True)
     partial.replace(path)
 
 
