@@ -1,0 +1,1 @@
+"""Documents per second of the compressor, beside PyTorch with PEFT."""
