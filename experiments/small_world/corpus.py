@@ -1,4 +1,4 @@
-"""`python -m experiments.small_world.corpus RECORDS OUT`: the documents of a file of records, each once, as a corpus."""
+"""`python -m experiments.small_world.corpus RECORDS OUT`: the documents of a file of records as a corpus."""
 
 import json
 import sys
