@@ -19,8 +19,8 @@ class MemoryIndex:
     """Memories of all `stores`, numbered through in their order.
 
     They stay on the devices of `mesh` after the first search if they need at most `device_bytes` there (by default half
-    of what is free, or 2 GiB where the devices do not say); else they are read from the stores at every search, a
-    block of `block_rows` at a time.
+    of what is free, or 2 GiB where the devices do not say); else they are read from the stores at every search, in
+    blocks of `block_bytes`. Streaming takes about ten times that: blocks that are being read, on their way, and searched.
     """
 
     def __init__(
@@ -28,11 +28,11 @@ class MemoryIndex:
         stores: Sequence[MemoryStore],
         mesh: Mesh | None = None,
         device_bytes: int | None = None,
-        block_rows: int = 4096,
+        block_bytes: int = 32 << 20,
     ):
         self.stores = tuple(stores)
         self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-        self._block_rows = block_rows
+        self._block_rows = max(1, block_bytes // max(store.row_bytes for store in self.stores))
         self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
         room = free_device_bytes(self._mesh) // 2 if device_bytes is None else device_bytes
         self.resident = sum(len(store) * store.row_bytes for store in self.stores) <= room

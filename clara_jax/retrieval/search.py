@@ -7,8 +7,9 @@ them one float32 score for each query and memory of a block.
 
 What is promised of the order:
 
-- Memories whose vectors are equal get equal scores for a query, wherever they lie, and come in order of index:
-  every score is one float32 product of a whole tile of `TILE` memories, so that it is always summed in one order.
+- Memories whose vectors are equal get equal scores for a query, wherever they lie, and come in order of index: all
+  scores come of float32 products of one shape (a device's part of a block; a tile of it for other types), so that
+  they are summed in one order.
 - Scores are float32 and differ from the exact cosine by rounding: less than 1e-7 in what was measured (width 4,096),
   1e-6 in what is tested. Unequal memories whose exact cosines lie nearer to each other than twice this may change
   places; others do not.
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float, Float32, Int, Int8, Int32, Int64
 from clara_jax.errors import fail
 from clara_jax.sharding import MeshConfig, make_mesh, place, replicated
 
-# Memories scored by one product. A tile is the only part of a block that is ever widened to float32.
+# A device's part of a block is a whole number of tiles. Of memories that are not float32, a tile at a time is widened.
 TILE = 256
 # Queries are filled up to a multiple of this: fewer programs to compile, and no kernel of its own for one query.
 QUERIES = 8
@@ -40,11 +41,12 @@ Block = np.ndarray | tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class PlacedBlock:
-    """Memories `first` to `first + rows` on the devices, filled up with zeros to a block's shape."""
+    """Memories `first` to `first + rows` on the devices, and their lengths, filled up with zeros to a block's shape."""
 
     first: int
     rows: int
     memories: Float[Array, "filled width"] | Int8[Array, "filled width"]
+    lengths: Float32[Array, " filled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +98,8 @@ def place_blocks(blocks: Iterable[Block], width: int, mesh: Mesh, block_rows: in
         fail(f"block_rows is {block_rows}", "Give at least 1")
     divided = NamedSharding(mesh, P(mesh.axis_names))
     for first, rows, block in _cut(blocks, width, block_rows, mesh.size * TILE):
-        yield PlacedBlock(first, rows, place(block, divided))
+        memories = place(block, divided)
+        yield PlacedBlock(first, rows, memories, lengths_of_block(memories, mesh))
 
 
 def search_placed(
@@ -120,7 +123,8 @@ def search_placed(
     for block in blocks:
         if searching is not None:  # wait for it only now, so that one block arrives while another is searched
             found = merge(found, _fetch(*searching, count, k))
-        searching = block.first, top_k_of_block(on_devices, block.memories, block.rows, k, mesh)
+        best = top_k_of_block(on_devices, block.memories, block.lengths, block.rows, k, mesh)
+        searching = block.first, best
     return found if searching is None else merge(found, _fetch(*searching, count, k))
 
 
@@ -128,6 +132,7 @@ def search_placed(
 def top_k_of_block(
     queries: Float32[Array, "queries width"],
     block: Float[Array, "rows width"] | Int8[Array, "rows width"],
+    lengths: Float32[Array, " rows"],
     valid: int | Int[Array, ""],
     k: int,
     mesh: Mesh,
@@ -140,9 +145,9 @@ def top_k_of_block(
     """
     axes = mesh.axis_names
 
-    def of_device(queries: Array, part: Array, valid: Array) -> tuple[Array, Array]:
+    def of_device(queries: Array, part: Array, lengths: Array, valid: Array) -> tuple[Array, Array]:
         rows = jax.lax.axis_index(axes) * part.shape[0] + jnp.arange(part.shape[0], dtype=jnp.int32)
-        scores = _cosines(queries, part)
+        scores = _cosines(queries, part, lengths)
         scores = jnp.where((rows < valid) & ~jnp.isnan(scores), scores, -jnp.inf)
         best, places = jax.lax.top_k(scores, min(k, part.shape[0]))
         best, places = (jax.lax.all_gather(x, axes, axis=1, tiled=True) for x in (best, rows[places]))
@@ -150,9 +155,21 @@ def top_k_of_block(
         best, order = jax.lax.top_k(best, min(k, best.shape[1]))
         return best, jnp.take_along_axis(places, order, axis=1)
 
-    in_specs = (P(), P(axes), P())
+    in_specs = (P(), P(axes), P(axes), P())
     divided = jax.shard_map(of_device, mesh=mesh, in_specs=in_specs, out_specs=(P(), P()), check_vma=False)
-    return divided(queries, block, jnp.asarray(valid, jnp.int32))
+    return divided(queries, block, lengths, jnp.asarray(valid, jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def lengths_of_block(
+    block: Float[Array, "rows width"] | Int8[Array, "rows width"], mesh: Mesh
+) -> Float32[Array, " rows"]:
+    """The lengths of a block's rows, which lie over all axes of `mesh`."""
+
+    def of_device(part: Array) -> Array:
+        return jax.lax.map(lambda tile: _lengths(tile.astype(jnp.float32)), _tiles(part)).reshape(-1)
+
+    return jax.shard_map(of_device, mesh=mesh, in_specs=P(mesh.axis_names), out_specs=P(mesh.axis_names))(block)
 
 
 def merge(a: Found, b: Found) -> Found:
@@ -163,18 +180,20 @@ def merge(a: Found, b: Found) -> Found:
     return Found(np.take_along_axis(indices, best, axis=1), np.take_along_axis(scores, best, axis=1))
 
 
-def _cosines(queries: Array, memories: Array) -> Array:
-    """Cosines [queries, rows] in float32, tile by tile."""
+def _cosines(queries: Array, memories: Array, lengths: Array) -> Array:
+    """Cosines [queries, rows] in float32; of another type, tile by tile."""
 
     def of_tile(tile: Array) -> Array:
-        tile = tile.astype(jnp.float32)
-        products = jnp.einsum("qd,td->qt", queries, tile, precision=jax.lax.Precision.HIGHEST)
-        cosines = products / jnp.maximum(lengths[:, None] * _lengths(tile), 1e-12)
-        return jnp.where(cosines == 0, 0.0, cosines)  # lax.top_k puts 0.0 before -0.0
+        return jnp.einsum("td,qd->tq", tile.astype(jnp.float32), queries, precision=jax.lax.Precision.HIGHEST)
 
-    lengths = _lengths(queries)
-    tiles = jax.lax.map(of_tile, memories.reshape(-1, TILE, memories.shape[1]))
-    return tiles.transpose(1, 0, 2).reshape(queries.shape[0], -1)
+    products = of_tile(memories) if memories.dtype == jnp.float32 else jax.lax.map(of_tile, _tiles(memories))
+    products = products.reshape(-1, queries.shape[0]).T
+    cosines = products / jnp.maximum(_lengths(queries)[:, None] * lengths, 1e-12)
+    return jnp.where(cosines == 0, 0.0, cosines)  # lax.top_k puts 0.0 before -0.0
+
+
+def _tiles(memories: Array) -> Array:
+    return memories.reshape(-1, TILE, memories.shape[1])
 
 
 def _lengths(vectors: Array) -> Array:
