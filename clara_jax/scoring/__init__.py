@@ -1,1 +1,1 @@
-"""How well a model answers (`answers`) and retrieves (`ranking`)."""
+"""How well a model answers (`answers`) and retrieves (`rankings`, `retrieval_sums`)."""

@@ -1,7 +1,8 @@
 """Scores of one ranking per question, with intervals: recall@k, precision@k, hit@k and MRR.
 
 A ranking is a list of (document id, score), best first, which names each document once: `by_document` makes it
-of scored passages. `ranking` has the sums over arrays that training uses; `trec` the files that other programs read.
+of scored passages. `retrieval_sums` has the sums over arrays that training uses; `trec` the files that other programs
+read.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from clara_jax.errors import fail
-from clara_jax.scoring.ranking import KS
+from clara_jax.scoring.retrieval_sums import KS
 
 Ranking = Sequence[tuple[str, float]]
 _DRAWS = 4_000_000  # values drawn at once by the bootstrap: 32 MB

@@ -5,6 +5,8 @@ A run has lines `question Q0 document rank score tag`, a table of relevant docum
 
 import itertools
 import math
+import re
+import urllib.parse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +16,11 @@ from clara_jax.scoring.fields import read_lines
 from clara_jax.scoring.rankings import Ranking
 
 _RUN_LINE = "It must be: question Q0 document rank score tag"
+
+
+def escaped(identity: str) -> str:
+    """An id as one word: whitespace and the percent sign are percent-encoded; `urllib.parse.unquote` gives it back."""
+    return re.sub(r"[\s%]", lambda found: urllib.parse.quote(found[0], safe=""), identity)
 
 
 def write_run(path: Path, rankings: Mapping[str, Ranking], tag: str) -> None:

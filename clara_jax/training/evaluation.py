@@ -20,7 +20,7 @@ from clara_jax.models.roles import GeneratorInputs, Params
 from clara_jax.models.top_k import select_top_k
 from clara_jax.pretrained import Pretrained
 from clara_jax.scoring.answers import score_answers
-from clara_jax.scoring.ranking import retrieval_means
+from clara_jax.scoring.retrieval_sums import retrieval_means
 from clara_jax.sharding import on_mesh, place, place_batch, replicated
 from clara_jax.training.objectives import Counts, Objective, candidate_scores
 from clara_jax.training.step import make_evaluation

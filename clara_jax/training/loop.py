@@ -15,7 +15,7 @@ from clara_jax.cluster import is_main, main_first
 from clara_jax.config import TrainConfig, config_text, save_config
 from clara_jax.data.pipeline import Counted
 from clara_jax.errors import UserError, fail
-from clara_jax.scoring.ranking import retrieval_means
+from clara_jax.scoring.retrieval_sums import retrieval_means
 from clara_jax.sharding import place_batch
 from clara_jax.training.checkpoint import Checkpoints, DataPlace, write_base_fingerprint
 from clara_jax.training.evaluation import describe

@@ -20,7 +20,7 @@ from clara_jax.data.collate import Batch
 from clara_jax.errors import fail
 from clara_jax.models.roles import Params, RoleModel, cosine_scores
 from clara_jax.models.top_k import Estimator, TopK, select_top_k
-from clara_jax.scoring.ranking import retrieval_sums
+from clara_jax.scoring.retrieval_sums import retrieval_sums
 
 Metrics = dict[str, Any]
 Objective = Callable[..., tuple[Float[Array, ""], Metrics]]

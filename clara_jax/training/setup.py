@@ -17,7 +17,7 @@ from clara_jax.data.sources import check_source
 from clara_jax.errors import fail
 from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained, special_rows
-from clara_jax.scoring.ranking import retrieval_names
+from clara_jax.scoring.retrieval_sums import retrieval_names
 from clara_jax.sharding import local_rows, make_mesh, place, replicated
 from clara_jax.training.evaluation import Evaluation
 from clara_jax.training.objectives import Objective

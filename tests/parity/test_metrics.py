@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from clara_jax.scoring.answers import cover_exact_match, exact_match, f1, normalise
-from clara_jax.scoring.ranking import retrieval_means, retrieval_sums
+from clara_jax.scoring.retrieval_sums import retrieval_means, retrieval_sums
 
 
 def test_answer_scores(recorded):

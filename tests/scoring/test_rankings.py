@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara_jax.errors import UserError
-from clara_jax.scoring.ranking import retrieval_means, retrieval_sums
 from clara_jax.scoring.rankings import bootstrap_interval, by_document, mean_scores, ranking_scores, score_rankings
+from clara_jax.scoring.retrieval_sums import retrieval_means, retrieval_sums
 from clara_jax.scoring.trec import read_run, write_qrels, write_run
 
 RANKING = [("a", 3.0), ("b", 2.0), ("c", 2.0), ("d", -1.0)]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clara_jax.scoring.ranking import retrieval_means, retrieval_sums
+from clara_jax.scoring.retrieval_sums import retrieval_means, retrieval_sums
 
 
 def loops(scores, positives, candidates, ks):
