@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "convert", "compress")
+COMMANDS = ("train", "convert", "compress", "ask", "evaluate", "inspect")
 
 
 def main() -> None:

@@ -36,8 +36,9 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            fail(f"temperature is {self.temperature}", "Give 0, or a positive number")
+        # Logits divided by less than this may overflow, and then no token would be the likeliest.
+        if self.temperature != 0 and not 1e-6 <= self.temperature < float("inf"):
+            fail(f"temperature is {self.temperature}", "Give 0, or a number from 0.000001 on")
         if not 0 < self.top_p <= 1:
             fail(f"top_p is {self.top_p}", "Give a share above 0, at most 1")
         if not 0 <= self.seed < 2**32:

@@ -9,6 +9,7 @@
 """
 
 import contextlib
+import dataclasses
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -16,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
+from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clara_jax.models.attention import attend
@@ -40,7 +41,8 @@ Stacked = Array | tuple[Array, ...]
 Layers = tuple[dict[str, Any], ...]
 
 
-@struct.dataclass
+@tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class KeyValueCache:
     """Keys and values of the columns already read, for generation.
 
@@ -53,20 +55,25 @@ class KeyValueCache:
     values: Stacked
     valid: Bool[Array, "batch columns"]
     filled: Int[Array, ""]
-    capacity: int = struct.field(pytree_node=False)
+    capacity: int = dataclasses.field(metadata={"static": True})
 
     def with_room(self) -> "KeyValueCache":
         """The cache with all of its `capacity` columns."""
         room = self.capacity - self.valid.shape[1]
         if room == 0:
             return self
-        keys, values = (jnp.pad(x, [(0, 0)] * 3 + [(0, room), (0, 0)]) for x in (self.keys, self.values))
-        return self.replace(keys=keys, values=values, valid=jnp.pad(self.valid, [(0, 0), (0, room)]))
+
+        def pad(x: Array) -> Array:
+            return jnp.pad(x, [*[(0, 0)] * (x.ndim - 2), (0, room), (0, 0)])
+
+        keys, values = jax.tree.map(pad, (self.keys, self.values))
+        valid = jnp.pad(self.valid, [(0, 0), (0, room)])
+        return dataclasses.replace(self, keys=keys, values=values, valid=valid)
 
     def apart(self) -> "KeyValueCache":
         """The cache as a tuple of each layer's keys and values."""
         keys, values = (take_apart(x, len(x)) for x in (self.keys, self.values))
-        return self.replace(keys=keys, values=values)
+        return dataclasses.replace(self, keys=keys, values=values)
 
 
 class LayerContext(NamedTuple):
@@ -204,14 +211,14 @@ class Decoder(nn.Module):
         its number in `rows` (by default its index), so that a part of a batch can draw like the whole. With `layers`
         (see `take_apart`) those are run one after the other, on a cache that is apart too.
         """
-        columns, seen, before, filled = jnp.arange(embeddings.shape[1]), valid, 0, None
+        columns, seen, filled = jnp.arange(embeddings.shape[1]), valid, None
+        positions = jnp.cumsum(valid, axis=1) - 1
         if cache is not None:
             filled = cache.filled
             columns = columns + filled
-            before = cache.valid.sum(axis=1, keepdims=True)
+            positions = positions + cache.valid.sum(axis=1, keepdims=True)
             seen = write_columns(cache.valid[..., None], valid[..., None], filled)[..., 0]
-        positions = jnp.maximum(before + jnp.cumsum(valid, axis=1) - 1, 0)
-        cos, sin = rotary_tables(self.config.rope, positions, seen.sum(axis=1))
+        cos, sin = rotary_tables(self.config.rope, jnp.maximum(positions, 0), seen.sum(axis=1))
         distance = columns[:, None] - jnp.arange(seen.shape[1])[None, :]
         mask = (distance >= 0)[None, None] & seen[:, None, None, :]
         rows = jnp.arange(valid.shape[0]) if rows is None else rows
@@ -224,7 +231,9 @@ class Decoder(nn.Module):
         with self._precision():
             hidden, written = self._run(layers, shard_rows(embeddings.astype(self.dtype)), per_layer, context)
         if cache is not None:
-            cache = KeyValueCache(*written, seen, cache.filled + valid.shape[1], cache.capacity).with_room()
+            cache = KeyValueCache(
+                written[0], written[1], seen, cache.filled + valid.shape[1], cache.capacity
+            ).with_room()
         return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
 
     def _run(

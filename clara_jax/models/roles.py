@@ -171,7 +171,7 @@ class RoleModel:
         return self.logits(params, hidden[:, -1]), grown
 
     def generator_layers(self, params: Params) -> Layers:
-        """The generator's layers one by one (see `models.decoder.take_apart`), its adapter in the kernels if float32."""
+        """The generator's layers one by one (`models.decoder.take_apart`), its adapter in the kernels if float32."""
         variables, config = {"params": params["base"]["layers"]}, self.decoder.config
         if "generator" in params and self.decoder.dtype == jnp.float32:
             alpha = self.decoder.lora_alpha
