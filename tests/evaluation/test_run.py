@@ -128,7 +128,10 @@ def test_short_rankings_are_filled_up_in_the_file_s_order():
 def test_reranking_orders_what_bm25_found():
     """Only BM25's best are in the ranking, in the model's order."""
     found = run(pool="all", rerank=2, k=1)
-    assert all(len(ranking) == 2 for ranking in found.rankings["model"].values())
+    for name, ranking in found.rankings["bm25"].items():
+        assert {key for key, _ in found.rankings["model"][name]} == {key for key, _ in ranking[:2]}
+    everything = run(pool="all", k=1).rankings["model"]["q0"]
+    assert len(everything) == 6 > len(found.rankings["model"]["q0"])
 
 
 def test_a_dense_encoder_is_a_retriever(monkeypatch):
