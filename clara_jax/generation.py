@@ -86,15 +86,18 @@ def generate(
     limit: int | Int[Array, ""] | None = None,
     rows: Int[AnyArray, " batch"] | None = None,
     draw: Draw | None = None,
+    layers: Layers | None = None,
 ) -> Int[Array, "batch {max_new_tokens}"]:
     """New tokens of every row, at most `limit` (by default all `max_new_tokens`).
 
     Prompts are padded on the left. A row ends with one of `stop_ids` (which is kept); what follows is `pad_id`. The
     loop ends when every row has. `rows` are numbers from which rows draw (by default their places); a row with a
     number below 0 is padding, and has ended before it begins. Without `draw` the best token is taken each time.
+    `layers` are those of `decoding_layers`, which are made anew in every call that is not given any.
     """
     limit = max_new_tokens if limit is None else limit
-    state, layers = _prefill(model, params, prompts, memories, max_new_tokens, pad_id, rows)
+    layers = decoding_layers(model, params) if layers is None else layers
+    state = _prefill(model, params, layers, prompts, memories, max_new_tokens, pad_id, rows)
 
     def unfinished(state: _State) -> Array:
         return (state.step < limit) & ~jnp.all(state.done)
@@ -117,9 +120,11 @@ def stream(
     limit: int | None = None,
     rows: Int[AnyArray, " batch"] | None = None,
     draw: Draw | None = None,
+    layers: Layers | None = None,
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """The tokens of `generate` step by step, one of each row; rows that have ended give `pad_id`."""
-    state, layers = _jitted_prefill(model, params, prompts, memories, max_new_tokens, pad_id, rows)
+    layers = jax.jit(decoding_layers, static_argnums=0)(model, params) if layers is None else layers
+    state = _jitted_prefill(model, params, layers, prompts, memories, max_new_tokens, pad_id, rows)
     for step in range(max_new_tokens if limit is None else limit):
         if bool(jnp.all(state.done)):
             return
@@ -155,25 +160,29 @@ def _best(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     return jnp.min(jnp.where(logits == largest, number, last), axis=-1)
 
 
+def decoding_layers(model: RoleModel, params: Params) -> Layers | None:
+    """The generator's layers apart, on the CPU, where decoding is faster so; None elsewhere."""
+    return model.generator_layers(params) if jax.default_backend() == "cpu" else None
+
+
 def _prefill(
     model: RoleModel,
     params: Params,
+    layers: Layers | None,
     prompts: GeneratorInputs,
     memories: AnyArray,
     max_new_tokens: int,
     pad_id: int,
     rows: AnyArray | None,
-) -> tuple[_State, Layers | None]:
+) -> _State:
     batch, length = prompts.tokens.shape
     cache = model.decoder.empty_cache(batch, length + max_new_tokens)
     embeddings = model.prompt_embeddings(params, prompts, jnp.asarray(memories))
     logits, cache = model.continue_prompt(params, embeddings, prompts.valid, cache)
     written = jnp.full((batch, max_new_tokens), pad_id, jnp.int32)
     done = jnp.zeros(batch, bool) if rows is None else jnp.asarray(rows) < 0
-    layers = None
-    if jax.default_backend() == "cpu":
-        layers, cache = model.generator_layers(params), cache.apart()
-    return _State(jnp.zeros((), jnp.int32), written, logits, done, cache), layers
+    cache = cache if layers is None else cache.apart()
+    return _State(jnp.zeros((), jnp.int32), written, logits, done, cache)
 
 
 def _advance(
@@ -195,5 +204,5 @@ def _advance(
     return _State(state.step + 1, written, logits, done, cache)
 
 
-_jitted_prefill = jax.jit(_prefill, static_argnums=(0, 4, 5))
+_jitted_prefill = jax.jit(_prefill, static_argnums=(0, 5, 6))
 _jitted_advance = jax.jit(_advance, static_argnums=(0, 4, 5), donate_argnums=3)

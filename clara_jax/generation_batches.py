@@ -8,6 +8,7 @@ number of prompts or another `max_new_tokens` compiles nothing.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -16,7 +17,8 @@ from clara_jax.data.collate import pad_exchanges, round_up
 from clara_jax.data.samples import Exchange
 from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.errors import fail
-from clara_jax.generation import Sampling, generate, stream
+from clara_jax.generation import Sampling, decoding_layers, generate, stream
+from clara_jax.models.decoder import Layers
 from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained
 
@@ -26,12 +28,13 @@ _LEAST_NEW = 16
 
 
 class BatchGenerator:
-    """Continues prompts by one model."""
+    """Continues prompts by one model, with its adapters or (if `params` have no generator) as its base alone."""
 
     def __init__(self, loaded: Pretrained, batch_rows: int = 16):
         if batch_rows < 1:
             fail(f"batch_rows is {batch_rows}", "Give at least 1")
         self._loaded, self._batch_rows = loaded, batch_rows
+        self._layers: dict[bool, Layers | None] = {}
 
     def __call__(
         self,
@@ -77,6 +80,7 @@ class BatchGenerator:
             "limit": max_new_tokens,
             "rows": np.array(rows + [-1] * (len(filled) - len(rows)), np.int32),
             "draw": sampling.draw,
+            "layers": self._layers_of(params),
         }
         model, of_rows = self._loaded.model, jnp.asarray(memories)[np.array(filled)]
         if on_text is None:
@@ -93,6 +97,13 @@ class BatchGenerator:
             if piece := text.end():
                 on_text(row, piece)
         return written
+
+    def _layers_of(self, params: Params) -> Layers | None:
+        """The layers to decode with, with or without the generator's adapter, made once."""
+        adapted = "generator" in params
+        if adapted not in self._layers:
+            self._layers[adapted] = jax.jit(decoding_layers, static_argnums=0)(self._loaded.model, params)
+        return self._layers[adapted]
 
 
 class TextStream:
