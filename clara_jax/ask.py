@@ -18,6 +18,7 @@ from clara_jax.clara import Answer, Clara
 from clara_jax.errors import UserError, fail, run_command
 from clara_jax.generation import Sampling
 from clara_jax.progress import CountProgress
+from clara_jax.retrieval.first_pass import FirstPass
 from clara_jax.retrieval.index import MemoryIndex
 from clara_jax.scoring.fields import read_objects
 
@@ -34,7 +35,12 @@ def main() -> None:
         fail("both a question and --questions are given", "Give one of them")
     sampling = Sampling(arguments.temperature, arguments.top_p, arguments.seed)
     clara = Clara.from_pretrained(arguments.model, base=arguments.base, dtype=arguments.dtype)
-    index = clara.open_stores(*arguments.store, device_bytes=arguments.device_bytes)
+    index = clara.open_stores(
+        *arguments.store,
+        device_bytes=arguments.device_bytes,
+        first_pass=arguments.first_pass,
+        factory=arguments.factory,
+    )
 
     def answer(questions: list[str], **watch: Any) -> list[Answer]:
         return clara.answer(questions, index, arguments.k, arguments.max_new_tokens, sampling, **watch)
@@ -65,6 +71,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top_p", type=float, default=1.0, help="sample among the likeliest tokens of this share (1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of sampling (0)")
     parser.add_argument("--device_bytes", type=int, help="keep the memories on the devices if they need no more")
+    parser.add_argument("--first_pass", type=int, help="score only so many candidates, found by FAISS (default: all)")
+    parser.add_argument("--factory", default="Flat", help="FAISS index that finds the candidates, e.g. HNSW32 (Flat)")
     parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
     parser.add_argument("--questions", type=Path, help="file of questions to answer")
     parser.add_argument("--out", type=Path, help="file for their answers as JSONL (default: standard output)")
@@ -102,7 +110,7 @@ def _writing(path: Path | None) -> Iterator[Callable[[str], None]]:
     partial.replace(path)
 
 
-def _converse(answer: Any, index: MemoryIndex, as_json: bool) -> None:
+def _converse(answer: Any, index: MemoryIndex | FirstPass, as_json: bool) -> None:
     """Answer what is asked, a line at a time, until the end of input; mistakes do not end it."""
     terminal = sys.stdin.isatty()
     if terminal:

@@ -26,6 +26,7 @@ from clara_jax.generation import GREEDY, Sampling
 from clara_jax.generation_batches import BatchGenerator, OnText
 from clara_jax.models.roles import Params, Role, RoleModel, cosine_scores
 from clara_jax.pretrained import Pretrained, with_query_reasoner
+from clara_jax.retrieval.first_pass import FirstPass
 from clara_jax.retrieval.index import MemoryIndex
 from clara_jax.retrieval.store import MemoryStore
 from clara_jax.training.runs import load_model
@@ -204,10 +205,17 @@ class Clara:
         answers = self.generate(questions, memories, max_new_tokens)
         return dataclasses.replace(answers, selected=np.asarray(selected), scores=np.asarray(scores))
 
-    def open_stores(self, *stores: str | Path | MemoryStore, device_bytes: int | None = None) -> MemoryIndex:
+    def open_stores(
+        self,
+        *stores: str | Path | MemoryStore,
+        device_bytes: int | None = None,
+        first_pass: int | None = None,
+        factory: str = "Flat",
+    ) -> MemoryIndex | FirstPass:
         """Stores that this model's compressor has filled, to be searched as one (see `MemoryIndex`).
 
-        Raises `UserError` for a store of another model, and where all of them are empty.
+        With `first_pass`, only so many candidates that a FAISS index of the kind `factory` gives are scored (see
+        `FirstPass`). Raises `UserError` for a store of another model, and where all of them are empty.
         """
         of_model = fingerprint(self.loaded)
         opened = [s if isinstance(s, MemoryStore) else MemoryStore.open(s, of_model) for s in stores]
@@ -215,12 +223,12 @@ class Clara:
         if not len(index):
             names = ", ".join(store.location for store in opened)
             fail(f"{names} holds no memories", "Compress a corpus into it first")
-        return index
+        return index if first_pass is None else FirstPass(index, first_pass, factory)
 
     def answer(
         self,
         questions: str | Sequence[str],
-        store: str | Path | MemoryStore | MemoryIndex,
+        store: str | Path | MemoryStore | MemoryIndex | FirstPass,
         k: int | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = GREEDY,
@@ -232,7 +240,7 @@ class Clara:
         calls need it. Raises `UserError` for a question that is blank, or so long that the prompt has no room for it.
         """
         asked = [questions] if isinstance(questions, str) else list(questions)
-        index = store if isinstance(store, MemoryIndex) else self.open_stores(store)
+        index = store if isinstance(store, MemoryIndex | FirstPass) else self.open_stores(store)
         k = min(self.top_k if k is None else k, len(index))
         for question in asked:
             self._check_question(question, k)
@@ -240,6 +248,11 @@ class Clara:
         queries = np.asarray(self.encode_query(asked))
         clock.append(time.perf_counter())
         found = index.search(queries, k)
+        if (found.indices < 0).any():
+            fail(
+                f"fewer than {k} memories were found for a question",
+                "Give more candidates (first_pass), or a smaller k",
+            )
         clock.append(time.perf_counter())
         memories = jnp.asarray(index.memories(found.indices.reshape(-1)))
         passages = index.passages(found.indices.reshape(-1))

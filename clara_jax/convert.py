@@ -1,9 +1,11 @@
-"""`python -m clara_jax.convert WHAT SOURCE OUT`: weights between Hugging Face, the reference and this project.
+"""`python -m clara_jax.convert WHAT SOURCE OUT`: weights and memory stores from one format to another.
 
 base        Hugging Face folder or hub id  ->  base model as Orbax (a folder for model.base)
 hf          base model, either form        ->  Hugging Face safetensors
 checkpoint  run directory or checkpoint    ->  CLaRa checkpoint in the reference's format (needs PyTorch)
 peft        run directory or checkpoint    ->  one PEFT safetensors folder per adapter
+arrow       memory store (folder or URL)   ->  memories.arrow: passages and vectors
+numpy       memory store (folder or URL)   ->  memories.npy and passages.parquet, row for row the same
 """
 
 import argparse
@@ -22,6 +24,8 @@ from clara_jax.interop.orbax_base import copy_companions, write_orbax_base
 from clara_jax.models.config import read_decoder_config
 from clara_jax.models.lora import LoraConfig
 from clara_jax.models.roles import ROLES
+from clara_jax.retrieval.export import export_arrow, export_numpy
+from clara_jax.retrieval.store import MemoryStore
 from clara_jax.training.runs import load_model
 
 
@@ -59,11 +63,25 @@ def convert_peft(source: str, out: Path) -> None:
             write_peft(partial / role, model.params[role], decoder.config, lora, model.checkpoint.base_model)
 
 
+def convert_arrow(source: str, out: Path) -> None:
+    """A memory store as one Arrow file."""
+    with _progress("memories") as progress:
+        export_arrow(MemoryStore.open(source), out, progress)
+
+
+def convert_numpy(source: str, out: Path) -> None:
+    """A memory store as a NumPy array and a Parquet table."""
+    with _progress("memories") as progress:
+        export_numpy(MemoryStore.open(source), out, progress)
+
+
 CONVERSIONS = {
     "base": convert_base,
     "hf": convert_hf,
     "checkpoint": convert_checkpoint,
     "peft": convert_peft,
+    "arrow": convert_arrow,
+    "numpy": convert_numpy,
 }
 
 
@@ -75,7 +93,7 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("what", choices=CONVERSIONS, help="the kind of conversion")
-    parser.add_argument("source", help="folder (or, for a base model, hub id) to read")
+    parser.add_argument("source", help="folder (or, for a base model, hub id; for a store, URL) to read")
     parser.add_argument("out", type=Path, help="folder to write; must not exist")
     arguments = parser.parse_args()
     CONVERSIONS[arguments.what](arguments.source, arguments.out)

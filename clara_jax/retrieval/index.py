@@ -1,14 +1,15 @@
 """Several memory stores searched as one, on the devices if they fit there."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from clara_jax.corpus.passages import Passage
-from clara_jax.retrieval.search import Found, PlacedBlock, place_blocks, search_placed
+from clara_jax.errors import fail
+from clara_jax.retrieval.search import TILE, Block, Found, PlacedBlock, place_blocks, search_placed
 from clara_jax.retrieval.store import MemoryStore
 from clara_jax.sharding import MeshConfig, make_mesh
 
@@ -20,7 +21,11 @@ class MemoryIndex:
 
     They stay on the devices of `mesh` after the first search if they need at most `device_bytes` there (by default half
     of what is free, or 2 GiB where the devices do not say); else they are read from the stores at every search, in
-    blocks of `block_bytes`. Streaming takes about ten times that: blocks that are being read, on their way, and searched.
+    blocks of `block_bytes` (at least 256 memories on each device). On the CPU streaming takes up to about forty times
+    that: blocks being read and checked, on their way, and searched, and above all what the allocator keeps of them in
+    the heaps of the reading threads.
+
+    Raises `UserError` where there is no store.
     """
 
     def __init__(
@@ -28,11 +33,15 @@ class MemoryIndex:
         stores: Sequence[MemoryStore],
         mesh: Mesh | None = None,
         device_bytes: int | None = None,
-        block_bytes: int = 32 << 20,
+        block_bytes: int = 4 << 20,
     ):
         self.stores = tuple(stores)
+        if not self.stores:
+            fail("there is no memory store to search", "Name at least one")
         self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-        self._block_rows = max(1, block_bytes // max(store.row_bytes for store in self.stores))
+        tiles = self._mesh.size * TILE  # what a block is filled up to anyway
+        rows = block_bytes // max(store.row_bytes for store in self.stores)
+        self._block_rows = max(1, rows // tiles) * tiles
         self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
         room = free_device_bytes(self._mesh) // 2 if device_bytes is None else device_bytes
         self.resident = sum(len(store) * store.row_bytes for store in self.stores) <= room
@@ -42,13 +51,16 @@ class MemoryIndex:
         """Number of memories in all stores."""
         return int(self._starts[-1])
 
+    def blocks(self) -> Iterator[Block]:
+        """All memories in order, flattened, as they are stored, block by block."""
+        return itertools.chain.from_iterable(store.blocks(self._block_rows) for store in self.stores)
+
     def search(self, queries: Float[np.ndarray | Array, "queries memory hidden"], k: int) -> Found:
         """The k memories of largest cosine for each query, exactly (`retrieval.search`)."""
         flat = queries.reshape(len(queries), -1)
         if self._kept is not None:
             return search_placed(flat, self._kept, k, self._mesh)
-        blocks = itertools.chain.from_iterable(store.blocks(self._block_rows) for store in self.stores)
-        placed = place_blocks(blocks, flat.shape[1], self._mesh, self._block_rows)
+        placed = place_blocks(self.blocks(), flat.shape[1], self._mesh, self._block_rows)
         if not self.resident:
             return search_placed(flat, placed, k, self._mesh)
         self._kept = list(placed)

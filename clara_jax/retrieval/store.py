@@ -168,4 +168,5 @@ def live_rows(documents: pa.Table, segments: int) -> list[Int64[np.ndarray, " ro
     ends = np.cumsum(count)
     within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - count, count)
     rows = np.repeat(first, count) + within
-    return np.split(rows.astype(np.int64), np.searchsorted(np.repeat(of, count), np.arange(1, segments)))
+    parts = np.split(rows.astype(np.int64), np.searchsorted(np.repeat(of, count), np.arange(1, segments)))
+    return parts[:segments]  # of no segments, np.split makes one part

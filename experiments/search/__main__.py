@@ -1,9 +1,10 @@
 """`python -m experiments.search`: exact cosine top-5 beside FAISS `IndexFlatIP` and NumPy, on the same vectors.
 
 Vectors are drawn from a seed; FAISS and NumPy get them normalised, so that their inner product is the cosine. All three
-hold them in memory and run in turn, so many threads as the machine has cores. Printed are medians, and in brackets
-the fastest of the repeats: on a machine that others use too, FAISS's threads wait for one another and lose more
-than ours, and only the fastest times can be compared. Ids must agree, but for cosines that differ by less than 1e-6.
+hold them in memory and run in turn, so many threads as the machine has cores. Printed are medians with both quartiles,
+and in brackets the fastest of the repeats: on a machine that others use too, FAISS's threads wait for one another and
+lose more than ours, and only the fastest times can be compared. Ids must agree, but for cosines that differ by less
+than 1e-6.
 """
 
 import argparse
@@ -60,13 +61,16 @@ def main() -> None:
                 "batch": batch,
                 "side": name,
                 "median_ms": float(np.median(times)),
+                "quartiles_ms": np.percentile(times, [25, 75]).tolist(),
                 "fastest_ms": min(times),
                 "times_faiss": float(np.median(of_faiss) / np.median(times)),
                 "times_faiss_fastest": min(of_faiss) / min(times),
                 "same_ids": same,
             }
             figures.append(figure)
-            print(f"| {batch} | {name} | {figure['median_ms']:.1f} ({figure['fastest_ms']:.1f}) ", end="")
+            low, high = figure["quartiles_ms"]
+            print(f"| {batch} | {name} | {figure['median_ms']:.1f} [{low:.1f}, {high:.1f}] ", end="")
+            print(f"({figure['fastest_ms']:.1f}) ", end="")
             print(f"| {figure['times_faiss']:.2f} ({figure['times_faiss_fastest']:.2f}), ids {same:.1%} the same |")
     if options.json:
         settings = {name: value for name, value in vars(options).items() if name != "json"}

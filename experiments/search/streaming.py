@@ -61,7 +61,7 @@ def _write(location: Path, megabytes: int) -> None:
 
 def _search(location: Path, limit: int) -> None:
     queries = np.random.default_rng(1).standard_normal((8, MEMORY, HIDDEN), dtype=np.float32)
-    index = MemoryIndex([MemoryStore.open(location)], device_bytes=0, block_bytes=limit // 24)
+    index = MemoryIndex([MemoryStore.open(location)], device_bytes=0, block_bytes=limit // 64)
     # What compiling needs is not counted: one block of zeros has been searched before.
     rows = (limit // 24) // index.stores[0].row_bytes
     search(queries.reshape(8, -1), [np.zeros((rows, MEMORY * HIDDEN), ml_dtypes.bfloat16)], 5, block_rows=rows)

@@ -5,6 +5,7 @@ import itertools
 import json
 import shutil
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from clara_jax.retrieval.manifest import StoreSettings
 from clara_jax.retrieval.search import search
 from clara_jax.retrieval.store import MemoryStore
 from clara_jax.retrieval.writer import StoreWriter
+from clara_jax.sharding import MeshConfig, make_mesh
 
 SETTINGS = StoreSettings(compressor="model", memory=3, hidden=16, memory_type="bfloat16", limit=40, overlap=8)
 BUCKETS = itertools.count()
@@ -233,3 +235,14 @@ def test_an_address_that_is_none(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=r"cannot be opened|holds no memory store"):
         MemoryStore.open(name)
+
+
+def test_streamed_blocks_are_not_padding():
+    """Blocks of a few rows, each filled up to a tile on every device: streaming would search mostly zeros."""
+    writer = StoreWriter(f"memory://bucket{next(BUCKETS)}/store", SETTINGS)
+    writer.commit([add(writer, {"ada": 700})[0]], [])
+    store = MemoryStore.open(writer.objects.location)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    for rows, sizes in ((1, [256, 256, 188]), (511, [256, 256, 188]), (513, [512, 188])):
+        index = MemoryIndex([store], mesh, device_bytes=0, block_bytes=rows * store.row_bytes)
+        assert [len(block) for block in index.blocks()] == sizes
