@@ -88,6 +88,16 @@ def test_a_question(monkeypatch, capsys, stores):
     assert all({"start", "end", "text", "score", "store"} <= source.keys() for source in found["sources"])
 
 
+def test_a_first_pass_gives_the_same_sources(monkeypatch, capsys, clara, stores):
+    """With as many candidates as there are memories it changes nothing; with fewer than k it is refused."""
+    exact = json.loads(run(monkeypatch, capsys, stores, "Who?", "--k=3", "--json"))
+    found = json.loads(run(monkeypatch, capsys, stores, "Who?", "--k=3", "--json", "--first_pass=4"))
+    assert found["text"] == exact["text"]
+    assert [s["document"] for s in found["sources"]] == [s["document"] for s in exact["sources"]]
+    with pytest.raises(UserError, match="candidates"):
+        clara.answer("Who?", clara.open_stores(*stores, first_pass=1), k=3)
+
+
 def test_questions_one_after_the_other(monkeypatch, capsys, stores):
     """Without a question, each line of input is one; a mistake does not end the conversation."""
     said = run(monkeypatch, capsys, stores, "--json", "--k=1", stdin="Who?\n\n" + "why " * 2000 + "\nWhere?\n")

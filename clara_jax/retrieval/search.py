@@ -7,9 +7,8 @@ them one float32 score for each query and memory of a block.
 
 What is promised of the order:
 
-- Memories whose vectors are equal get equal scores for a query, wherever they lie, and come in order of index: all
-  scores come of float32 products of one shape (a device's part of a block; a tile of it for other types), so that
-  they are summed in one order.
+- Memories whose vectors are equal get equal scores for a query, wherever they lie, and come in order of index:
+  every score is one float32 product of a whole tile of `TILE` memories, so that it is always summed in one order.
 - Scores are float32 and differ from the exact cosine by rounding: less than 1e-7 in what was measured (width 4,096),
   1e-6 in what is tested. Unequal memories whose exact cosines lie nearer to each other than twice this may change
   places; others do not.
@@ -30,7 +29,7 @@ from jaxtyping import Array, Float, Float32, Int, Int8, Int32, Int64
 from clara_jax.errors import fail
 from clara_jax.sharding import MeshConfig, make_mesh, place, replicated
 
-# A device's part of a block is a whole number of tiles. Of memories that are not float32, a tile at a time is widened.
+# Memories scored by one product. A tile is the only part of a block that is ever widened to float32.
 TILE = 256
 # Queries are filled up to a multiple of this: fewer programs to compile, and no kernel of its own for one query.
 QUERIES = 8
@@ -181,13 +180,12 @@ def merge(a: Found, b: Found) -> Found:
 
 
 def _cosines(queries: Array, memories: Array, lengths: Array) -> Array:
-    """Cosines [queries, rows] in float32; of another type, tile by tile."""
+    """Cosines [queries, rows] in float32, tile by tile."""
 
     def of_tile(tile: Array) -> Array:
-        return jnp.einsum("td,qd->tq", tile.astype(jnp.float32), queries, precision=jax.lax.Precision.HIGHEST)
+        return jnp.einsum("qd,td->qt", queries, tile.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
-    products = of_tile(memories) if memories.dtype == jnp.float32 else jax.lax.map(of_tile, _tiles(memories))
-    products = products.reshape(-1, queries.shape[0]).T
+    products = jax.lax.map(of_tile, _tiles(memories)).transpose(1, 0, 2).reshape(queries.shape[0], -1)
     cosines = products / jnp.maximum(_lengths(queries)[:, None] * lengths, 1e-12)
     return jnp.where(cosines == 0, 0.0, cosines)  # lax.top_k puts 0.0 before -0.0
 
