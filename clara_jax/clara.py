@@ -218,7 +218,9 @@ class Clara:
         `FirstPass`). Raises `UserError` for a store of another model, and where all of them are empty.
         """
         of_model = fingerprint(self.loaded)
-        opened = [s if isinstance(s, MemoryStore) else MemoryStore.open(s, of_model) for s in stores]
+        opened = [s if isinstance(s, MemoryStore) else MemoryStore.open(s) for s in stores]
+        for store in opened:
+            store.settings.require(of_model, store.location)
         index = MemoryIndex(opened, device_bytes=device_bytes)
         if not len(index):
             names = ", ".join(store.location for store in opened)

@@ -1,5 +1,6 @@
 """The ask command, and Clara.answer below it: answers with their sources, from one store or several."""
 
+import dataclasses
 import io
 import json
 import sys
@@ -10,6 +11,7 @@ import pytest
 from clara_jax import Clara, ask
 from clara_jax.errors import UserError
 from clara_jax.indexing import IndexConfig, index_corpus
+from clara_jax.retrieval.store import MemoryStore
 from clara_jax.training.runs import load_model
 from tests.test_indexing import MODEL, corpus
 
@@ -73,6 +75,10 @@ def test_edge_cases_of_answering(clara, stores, tmp_path):
         clara.answer([" \n"], stores[0])
     with pytest.raises(UserError, match=r"question that begins with 'why why.*at most 1024 are read"):
         clara.answer("why " * 2000, stores[0])
+    opened = MemoryStore.open(stores[0])
+    another = dataclasses.replace(opened.manifest, settings=dataclasses.replace(opened.settings, compressor="x"))
+    with pytest.raises(UserError, match="memories of another compressor"):  # a store that is open already too
+        clara.answer("Who?", MemoryStore(opened.objects, another))
     with pytest.raises(UserError, match="k is 0"):
         clara.answer("Who?", stores[0], k=0)
     with pytest.raises(UserError, match="holds no memory store"):

@@ -13,7 +13,7 @@ from clara_jax.retrieval.search import TILE, Block, Found, PlacedBlock, place_bl
 from clara_jax.retrieval.store import MemoryStore
 from clara_jax.sharding import MeshConfig, make_mesh
 
-_HOST_BYTES = 2 << 30  # kept in memory where the devices do not say how much they have
+_FREE_BYTES = 4 << 30  # taken to be free where the devices do not say
 
 
 class MemoryIndex:
@@ -21,9 +21,9 @@ class MemoryIndex:
 
     They stay on the devices of `mesh` after the first search if they need at most `device_bytes` there (by default half
     of what is free, or 2 GiB where the devices do not say); else they are read from the stores at every search, in
-    blocks of `block_bytes` (at least 256 memories on each device). On the CPU streaming takes up to about forty times
-    that: blocks being read and checked, on their way, and searched, and above all what the allocator keeps of them in
-    the heaps of the reading threads.
+    blocks of `block_bytes` (at least 256 memories on each device; by default 4 MB, or 64 MB for memories that stay). On
+    the CPU streaming takes up to about forty times that: blocks being read and checked, on their way, and searched,
+    and above all what the allocator keeps of them in the heaps of the reading threads.
 
     Raises `UserError` where there is no store.
     """
@@ -33,18 +33,19 @@ class MemoryIndex:
         stores: Sequence[MemoryStore],
         mesh: Mesh | None = None,
         device_bytes: int | None = None,
-        block_bytes: int = 4 << 20,
+        block_bytes: int | None = None,
     ):
         self.stores = tuple(stores)
         if not self.stores:
             fail("there is no memory store to search", "Name at least one")
         self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
-        tiles = self._mesh.size * TILE  # what a block is filled up to anyway
-        rows = block_bytes // max(store.row_bytes for store in self.stores)
-        self._block_rows = max(1, rows // tiles) * tiles
         self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
         room = free_device_bytes(self._mesh) // 2 if device_bytes is None else device_bytes
         self.resident = sum(len(store) * store.row_bytes for store in self.stores) <= room
+        tiles = self._mesh.size * TILE  # what a block is filled up to anyway
+        size = block_bytes or ((64 << 20) if self.resident else (4 << 20))
+        rows = size // max(store.row_bytes for store in self.stores)
+        self._block_rows = max(1, rows // tiles) * tiles
         self._kept: list[PlacedBlock] | None = None
 
     def __len__(self) -> int:
@@ -98,4 +99,4 @@ def free_device_bytes(mesh: Mesh) -> int:
     """Free memory of all devices of the mesh together."""
     stats = [device.memory_stats() for device in mesh.devices.flat]
     known = [s["bytes_limit"] - s["bytes_in_use"] for s in stats if s and "bytes_limit" in s]
-    return sum(known) if known else 2 * _HOST_BYTES
+    return sum(known) if known else _FREE_BYTES

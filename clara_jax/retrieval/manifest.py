@@ -36,6 +36,14 @@ class StoreSettings:
     limit: int
     overlap: int
 
+    def require(self, compressor: str, location: str) -> None:
+        """Raise `UserError` where the memories at `location` are not those of the `compressor` of that fingerprint."""
+        if self.compressor != compressor:
+            fail(
+                f"{location} holds memories of another compressor ({self.compressor}) than this model's ({compressor})",
+                "Use the model that made the store, or compress the corpus with this one into a new store",
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:

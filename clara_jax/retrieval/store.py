@@ -54,12 +54,8 @@ class MemoryStore:
         manifest, _ = read_manifest(objects)
         if manifest is None:
             fail(f"{location} holds no memory store", "Make it with: python -m clara_jax.compress --store")
-        if compressor is not None and manifest.settings.compressor != compressor:
-            fail(
-                f"{location} holds memories of another compressor ({manifest.settings.compressor}) than this model's "
-                f"({compressor})",
-                "Use the model that made the store, or compress the corpus with this one into a new store",
-            )
+        if compressor is not None:
+            manifest.settings.require(compressor, str(location))
         missing = sorted(manifest.names() - set(objects.names()))
         if missing:
             fail(

@@ -124,13 +124,8 @@ def _renumbered(documents: pa.Table, segments: Sequence[Segment]) -> tuple[pa.Ta
 
 
 def _require_same(has: StoreSettings, asked: StoreSettings, location: str) -> None:
+    has.require(asked.compressor, location)
     for field in dataclasses.fields(StoreSettings):
         ours, theirs = getattr(asked, field.name), getattr(has, field.name)
-        if ours == theirs:
-            continue
-        if field.name == "compressor":
-            fail(
-                f"{location} holds memories of another compressor ({theirs}) than this model's ({ours})",
-                "Use the model that made the store, or name a new store",
-            )
-        fail(f"{location} was made with {field.name} {theirs}, now it is {ours}", "Give the same, or name a new store")
+        if ours != theirs:
+            fail(f"{location} was made with {field.name} {theirs}, now it is {ours}", "Give the same, or a new store")
