@@ -119,8 +119,7 @@ def _sample(index: MemoryIndex) -> Float32[np.ndarray, "sample hidden"]:
 def _means_of(index: MemoryIndex) -> Iterator[Float32[np.ndarray, "n hidden"]]:
     hidden = index.stores[0].settings.hidden
     for block in index.blocks():
-        memories = block[0] if isinstance(block, tuple) else block
-        yield _normalised_means(memories.reshape(len(memories), -1, hidden))
+        yield _normalised_means(block.reshape(len(block), -1, hidden))
 
 
 def _normalised_means(memories: np.ndarray) -> Float32[np.ndarray, "n hidden"]:

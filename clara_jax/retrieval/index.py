@@ -3,13 +3,14 @@
 import itertools
 from collections.abc import Iterator, Sequence
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int
 
 from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
-from clara_jax.retrieval.search import TILE, Block, Found, PlacedBlock, place_blocks, search_placed
+from clara_jax.retrieval.search import TILE, Found, PlacedBlock, place_blocks, search_placed
 from clara_jax.retrieval.store import MemoryStore
 from clara_jax.sharding import MeshConfig, make_mesh
 
@@ -41,7 +42,7 @@ class MemoryIndex:
         self._mesh = make_mesh(MeshConfig()) if mesh is None else mesh
         self._starts = np.cumsum([0, *(len(store) for store in self.stores)])
         room = free_device_bytes(self._mesh) // 2 if device_bytes is None else device_bytes
-        self.resident = sum(len(store) * store.row_bytes for store in self.stores) <= room
+        self.resident = sum(len(store) * _bytes_kept(store) for store in self.stores) <= room
         tiles = self._mesh.size * TILE  # what a block is filled up to anyway
         size = block_bytes or ((64 << 20) if self.resident else (4 << 20))
         rows = size // max(store.row_bytes for store in self.stores)
@@ -52,7 +53,7 @@ class MemoryIndex:
         """Number of memories in all stores."""
         return int(self._starts[-1])
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[np.ndarray]:
         """All memories in order, flattened, as they are stored, block by block."""
         return itertools.chain.from_iterable(store.blocks(self._block_rows) for store in self.stores)
 
@@ -61,10 +62,11 @@ class MemoryIndex:
         flat = queries.reshape(len(queries), -1)
         if self._kept is not None:
             return search_placed(flat, self._kept, k, self._mesh)
-        placed = place_blocks(self.blocks(), flat.shape[1], self._mesh, self._block_rows)
         if not self.resident:
+            placed = place_blocks(self.blocks(), flat.shape[1], self._mesh, self._block_rows)
             return search_placed(flat, placed, k, self._mesh)
-        self._kept = list(placed)
+        kept = (block.astype(np.float32) if _widens(block.dtype) else block for block in self.blocks())
+        self._kept = list(place_blocks(kept, flat.shape[1], self._mesh, self._block_rows))
         return search_placed(flat, self._kept, k, self._mesh)
 
     def memories(self, indices: Int[np.ndarray, " n"]) -> Float32[np.ndarray, "n memory hidden"]:
@@ -93,6 +95,16 @@ class MemoryIndex:
             (self.stores[number], np.flatnonzero(of == number), indices[of == number] - self._starts[number])
             for number in np.unique(of)
         ]
+
+
+def _widens(memory_type: str | np.dtype) -> bool:
+    """Whether memories of that type are kept as float32: bfloat16 on the CPU, where XLA widens it slowly."""
+    return str(memory_type) == "bfloat16" and jax.default_backend() == "cpu"
+
+
+def _bytes_kept(store: MemoryStore) -> int:
+    """Bytes of one memory of the store, if it is kept on the devices."""
+    return store.row_bytes * (2 if _widens(store.settings.memory_type) else 1)
 
 
 def free_device_bytes(mesh: Mesh) -> int:

@@ -24,7 +24,6 @@ from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
 from clara_jax.retrieval.manifest import Manifest, read_documents_table, read_manifest
 from clara_jax.retrieval.objects import Objects
-from clara_jax.retrieval.search import Block
 from clara_jax.retrieval.segments import open_memories, read_passages, reading
 
 _TABLES = 16  # segments whose passages are kept once read
@@ -78,7 +77,7 @@ class MemoryStore:
         """Bytes of one memory as it is stored."""
         return self.settings.memory * self.settings.hidden * (2 if self.settings.memory_type == "bfloat16" else 1)
 
-    def blocks(self, rows: int = 4096) -> Iterator[Block]:
+    def blocks(self, rows: int = 4096) -> Iterator[np.ndarray]:
         """All memories in order, `rows` at a time, flattened, as they are stored; one block ahead is being read.
 
         The scales of int8 memories are not read: they cancel in a cosine.
