@@ -65,7 +65,8 @@ def _parse() -> jsonargparse.Namespace:
 
 def _delete(location: str, names: list[str]) -> None:
     writer = StoreWriter(location)
-    unknown = [name for name in names if name not in writer.digests()]
+    known = writer.digests()
+    unknown = [name for name in names if name not in known]
     if unknown:
         fail(f"{location} has no document {unknown[0]!r} ({len(unknown)} such)", "Give ids of its documents")
     manifest = writer.commit([], names)
