@@ -66,12 +66,13 @@ def stage_function(model: RoleModel, stage: StageName, top_k: int):
         loss, metrics = objective(*arguments)
         return loss, (metrics, dict(watched.seen))
 
-    @jax.jit
     def run(*arguments):
         (loss, (metrics, states)), gradients = jax.value_and_grad(with_states, has_aux=True)(*arguments)
         return Result(loss, metrics, gradients, states)
 
-    return run
+    # Optimised as users' code is, unlike the other tests': without, sums run in another order and stage 2 of Qwen3 is
+    # 8e-5 from float64 (with: 2e-5; its recording: 1.2e-4).
+    return jax.jit(run, compiler_options={"xla_backend_optimization_level": 3})
 
 
 class Result(NamedTuple):
@@ -117,16 +118,20 @@ def assert_loss(case: StageCase, loss: float, recorded: float) -> None:
 
 
 def assert_gradients(case: StageCase, gradients: dict) -> None:
-    got = named_gradients(case, gradients)
-    for name in [name for name in case.arrays if name.startswith("grad::")]:
-        recorded, mine = case.arrays[name], got[name.removeprefix("grad::")]
+    got = recorded_names(case, gradients)
+    for name in [name for name in case.arrays if name.startswith(("grad::", "grad_embed"))]:
+        recorded, mine = case.arrays[name], got[name]
         if relative_norm(mine, recorded) > GRADIENTS:
-            truth = named_gradients(case, exact(case)[1])[name.removeprefix("grad::")]
+            truth = recorded_names(case, exact(case)[1])[name]
             assert relative_norm(truth, recorded) <= EXACT_NEAR, name
             assert relative_norm(mine, truth) <= GRADIENTS, name
-    for key in ("grad_embed_mem_rows", "grad_embed_mem_rows_if_enabled"):
-        if key in case.arrays:
-            assert relative_norm(gradients["memory_tokens"], case.arrays[key]) <= GRADIENTS, key
+
+
+def recorded_names(case: StageCase, gradients: dict) -> dict:
+    """The gradients by the names that they have in the recordings."""
+    adapters = {f"grad::{name}": array for name, array in named_gradients(case, gradients).items()}
+    memory_tokens = gradients["memory_tokens"]
+    return adapters | {"grad_embed_mem_rows": memory_tokens, "grad_embed_mem_rows_if_enabled": memory_tokens}
 
 
 def test_inputs_and_labels_are_identical(stage_case: StageCase):
