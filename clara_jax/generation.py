@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from clara_jax.errors import fail
-from clara_jax.models.decoder import KeyValueCache, Layers
+from clara_jax.models.decoder import DecodingWeights, KeyValueCache
 from clara_jax.models.roles import AnyArray, GeneratorInputs, Params, RoleModel
 
 
@@ -86,24 +86,24 @@ def generate(
     limit: int | Int[Array, ""] | None = None,
     rows: Int[AnyArray, " batch"] | None = None,
     draw: Draw | None = None,
-    layers: Layers | None = None,
+    weights: DecodingWeights | None = None,
 ) -> Int[Array, "batch {max_new_tokens}"]:
     """New tokens of every row, at most `limit` (by default all `max_new_tokens`).
 
     Prompts are padded on the left. A row ends with one of `stop_ids` (which is kept); what follows is `pad_id`. The
     loop ends when every row has. `rows` are numbers from which rows draw (by default their places); a row with a
     number below 0 is padding, and has ended before it begins. Without `draw` the best token is taken each time.
-    `layers` are those of `decoding_layers`, which are made anew in every call that is not given any.
+    `weights` are those of `decoding_weights`, which are made anew in every call that is not given any.
     """
     limit = max_new_tokens if limit is None else limit
-    layers = decoding_layers(model, params) if layers is None else layers
-    state = _prefill(model, params, layers, prompts, memories, max_new_tokens, pad_id, rows)
+    weights = decoding_weights(model, params) if weights is None else weights
+    state = _prefill(model, params, weights, prompts, memories, max_new_tokens, pad_id, rows)
 
     def unfinished(state: _State) -> Array:
         return (state.step < limit) & ~jnp.all(state.done)
 
     def advance(state: _State) -> _State:
-        return _advance(model, params, layers, state, stop_ids, pad_id, rows, draw)
+        return _advance(model, params, weights, state, stop_ids, pad_id, rows, draw)
 
     return jax.lax.while_loop(unfinished, advance, state).written
 
@@ -120,15 +120,15 @@ def stream(
     limit: int | None = None,
     rows: Int[AnyArray, " batch"] | None = None,
     draw: Draw | None = None,
-    layers: Layers | None = None,
+    weights: DecodingWeights | None = None,
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """The tokens of `generate` step by step, one of each row; rows that have ended give `pad_id`."""
-    layers = jax.jit(decoding_layers, static_argnums=0)(model, params) if layers is None else layers
-    state = _jitted_prefill(model, params, layers, prompts, memories, max_new_tokens, pad_id, rows)
+    weights = jax.jit(decoding_weights, static_argnums=0)(model, params) if weights is None else weights
+    state = _jitted_prefill(model, params, weights, prompts, memories, max_new_tokens, pad_id, rows)
     for step in range(max_new_tokens if limit is None else limit):
         if bool(jnp.all(state.done)):
             return
-        state = _jitted_advance(model, params, layers, state, stop_ids, pad_id, rows, draw)
+        state = _jitted_advance(model, params, weights, state, stop_ids, pad_id, rows, draw)
         yield np.asarray(state.written[:, step])
 
 
@@ -160,15 +160,15 @@ def _best(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     return jnp.min(jnp.where(logits == largest, number, last), axis=-1)
 
 
-def decoding_layers(model: RoleModel, params: Params) -> Layers | None:
-    """The generator's layers apart, on the CPU, where decoding is faster so; None elsewhere."""
-    return model.generator_layers(params) if jax.default_backend() == "cpu" else None
+def decoding_weights(model: RoleModel, params: Params) -> DecodingWeights | None:
+    """The generator's weights laid out for decoding, on the CPU, where it is faster so; None elsewhere."""
+    return model.decoding_weights(params) if jax.default_backend() == "cpu" else None
 
 
 def _prefill(
     model: RoleModel,
     params: Params,
-    layers: Layers | None,
+    weights: DecodingWeights | None,
     prompts: GeneratorInputs,
     memories: AnyArray,
     max_new_tokens: int,
@@ -181,14 +181,14 @@ def _prefill(
     logits, cache = model.continue_prompt(params, embeddings, prompts.valid, cache)
     written = jnp.full((batch, max_new_tokens), pad_id, jnp.int32)
     done = jnp.zeros(batch, bool) if rows is None else jnp.asarray(rows) < 0
-    cache = cache if layers is None else cache.apart()
+    cache = cache if weights is None else cache.apart()
     return _State(jnp.zeros((), jnp.int32), written, logits, done, cache)
 
 
 def _advance(
     model: RoleModel,
     params: Params,
-    layers: Layers | None,
+    weights: DecodingWeights | None,
     state: _State,
     stop_ids: tuple[int, ...],
     pad_id: int,
@@ -200,7 +200,7 @@ def _advance(
     written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
     done = state.done | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
     embeddings = model.embed(params, token[:, None])
-    logits, cache = model.continue_prompt(params, embeddings, jnp.ones((len(done), 1), bool), state.cache, layers)
+    logits, cache = model.continue_prompt(params, embeddings, jnp.ones((len(done), 1), bool), state.cache, weights)
     return _State(state.step + 1, written, logits, done, cache)
 
 

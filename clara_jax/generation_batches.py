@@ -17,8 +17,8 @@ from clara_jax.data.collate import pad_exchanges, round_up
 from clara_jax.data.samples import Exchange
 from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.errors import fail
-from clara_jax.generation import Sampling, decoding_layers, generate, stream
-from clara_jax.models.decoder import Layers
+from clara_jax.generation import Sampling, decoding_weights, generate, stream
+from clara_jax.models.decoder import DecodingWeights
 from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained
 
@@ -34,7 +34,7 @@ class BatchGenerator:
         if batch_rows < 1:
             fail(f"batch_rows is {batch_rows}", "Give at least 1")
         self._loaded, self._batch_rows = loaded, batch_rows
-        self._layers: dict[bool, Layers | None] = {}
+        self._weights: dict[bool, DecodingWeights | None] = {}
 
     def __call__(
         self,
@@ -80,7 +80,7 @@ class BatchGenerator:
             "limit": max_new_tokens,
             "rows": np.array(rows + [-1] * (len(filled) - len(rows)), np.int32),
             "draw": sampling.draw,
-            "layers": self._layers_of(params),
+            "weights": self._weights_of(params),
         }
         model, of_rows = self._loaded.model, jnp.asarray(memories)[np.array(filled)]
         if on_text is None:
@@ -98,12 +98,12 @@ class BatchGenerator:
                 on_text(row, piece)
         return written
 
-    def _layers_of(self, params: Params) -> Layers | None:
-        """The layers to decode with, with or without the generator's adapter, made once."""
+    def _weights_of(self, params: Params) -> DecodingWeights | None:
+        """The weights to decode with, with or without the generator's adapter, made once."""
         adapted = "generator" in params
-        if adapted not in self._layers:
-            self._layers[adapted] = jax.jit(decoding_layers, static_argnums=0)(self._loaded.model, params)
-        return self._layers[adapted]
+        if adapted not in self._weights:
+            self._weights[adapted] = jax.jit(decoding_weights, static_argnums=0)(self._loaded.model, params)
+        return self._weights[adapted]
 
 
 class TextStream:

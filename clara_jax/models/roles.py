@@ -15,7 +15,7 @@ import numpy as np
 from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from clara_jax.models.decoder import Decoder, KeyValueCache, Layers, take_apart
+from clara_jax.models.decoder import Decoder, DecodingWeights, KeyValueCache, take_apart
 from clara_jax.models.lora import merge_adapter
 from clara_jax.models.precision import widen
 
@@ -160,25 +160,31 @@ class RoleModel:
         embeddings: Float[Array, "batch length hidden"],
         valid: Bool[AnyArray, "batch length"],
         cache: KeyValueCache,
-        layers: Layers | None = None,
+        weights: DecodingWeights | None = None,
     ) -> tuple[Float[Array, "batch vocab"], KeyValueCache]:
         """Logits after the last column, which must be a real token of every row, and the longer cache.
 
-        With `layers` (of `generator_layers`) the cache must be apart too.
+        With `weights` (of `decoding_weights`) the cache must be apart too.
         """
-        hidden, grown = self._read(params, "generator", embeddings, valid, None, cache, layers=layers)
+        hidden, grown = self._read(params, "generator", embeddings, valid, None, cache, weights=weights)
         assert grown is not None
-        return self.logits(params, hidden[:, -1]), grown
+        return self.logits(params, hidden[:, -1], weights and weights.head), grown
 
-    def generator_layers(self, params: Params) -> Layers:
-        """The generator's layers one by one (`models.decoder.take_apart`), its adapter in the kernels if float32."""
-        variables, config = {"params": params["base"]["layers"]}, self.decoder.config
-        if "generator" in params and self.decoder.dtype == jnp.float32:
-            alpha = self.decoder.lora_alpha
-            variables["params"] = merge_adapter(variables["params"], params["generator"], config, alpha)
-        elif "generator" in params:
-            variables["lora"] = params["generator"]["layers"]
-        return take_apart(variables, config.num_layers)
+    def decoding_weights(self, params: Params) -> DecodingWeights:
+        """The generator's weights laid out for decoding on the CPU; its adapter is in the kernels if float32."""
+        base, config = params["base"], self.decoder.config
+        layers = base["layers"]
+        if self.decoder.dtype != jnp.float32:
+            lora = {"lora": params["generator"]["layers"]} if "generator" in params else {}
+            return DecodingWeights(take_apart({"params": layers, **lora}, config.num_layers), None)
+        if "generator" in params:
+            layers = merge_adapter(layers, params["generator"], config, self.decoder.lora_alpha)
+        transposed = {
+            name: {**layers[name], "kernel": jnp.swapaxes(layers[name]["kernel"], 1, 2)} for name in config.projections
+        }
+        norms = {name: scales for name, scales in layers.items() if name not in transposed}
+        head = base["embed"] if config.tied_head else base["head"].T
+        return DecodingWeights(take_apart({"params": norms, "transposed": transposed}, config.num_layers), head)
 
     def embed(self, params: Params, tokens: Int[AnyArray, "rows length"]) -> Float[Array, "rows length hidden"]:
         """Embeddings of tokens; memory tokens have their trained ones."""
@@ -188,9 +194,14 @@ class RoleModel:
         trained = jnp.take(memory_tokens, index, axis=0).astype(table.dtype)
         return jnp.where(self._is_memory(params, tokens)[..., None], trained, table)
 
-    def logits(self, params: Params, hidden: Float[Array, "*rows hidden"]) -> Float[Array, "*rows vocab"]:
+    def logits(
+        self,
+        params: Params,
+        hidden: Float[Array, "*rows hidden"],
+        transposed_head: Float[Array, "vocab hidden"] | None = None,
+    ) -> Float[Array, "*rows vocab"]:
         """Vocabulary logits, float32; with a tied head the memory tokens' rows are the trained ones."""
-        logits = cast(Array, self.decoder.apply({"params": params["base"]}, hidden, method="logits"))
+        logits = cast(Array, self.decoder.apply({"params": params["base"]}, hidden, transposed_head, method="logits"))
         if not self.decoder.config.tied_head:
             return logits
         memory_tokens = params["memory_tokens"].astype(self.decoder.dtype)
@@ -207,12 +218,13 @@ class RoleModel:
         rng: PRNGKeyArray | None,
         cache: KeyValueCache | None = None,
         rows: AnyArray | None = None,
-        layers: Layers | None = None,
+        weights: DecodingWeights | None = None,
     ) -> tuple[Array, KeyValueCache | None]:
         variables = {"params": params["base"]}
         if role in params:
             variables["lora"] = params[role]
         rngs = {} if rng is None else {"dropout": rng}
+        layers = weights and weights.layers
         read = self.decoder.apply(variables, embeddings, valid, cache, rows, layers, rngs=rngs)
         return cast(tuple[Array, KeyValueCache | None], read)
 

@@ -22,7 +22,7 @@ import torch
 import transformers
 from peft import PeftModel
 
-from clara_jax.generation import decoding_layers, generate
+from clara_jax.generation import decoding_weights, generate
 from clara_jax.interop.adapters import write_peft
 from clara_jax.interop.base import load_base
 from clara_jax.models.config import read_decoder_config
@@ -124,7 +124,7 @@ def _models(folder: Path, hidden: int, layers: int) -> tuple[Any, Any]:
     other = PeftModel.from_pretrained(other, folder / "adapter").eval()
     other.generation_config.eos_token_id = other.generation_config.bos_token_id = None
 
-    layers = jax.jit(decoding_layers, static_argnums=0)(model, params)
+    weights = jax.jit(decoding_weights, static_argnums=0)(model, params)
 
     def ours(tokens: np.ndarray, valid: np.ndarray) -> Callable[[int], np.ndarray]:
         batch = len(tokens)
@@ -135,7 +135,15 @@ def _models(folder: Path, hidden: int, layers: int) -> tuple[Any, Any]:
 
         def run(new: int) -> np.ndarray:
             written = generate(
-                model, params, inputs, memories, max_new_tokens=128, stop_ids=(-1,), pad_id=0, limit=new, layers=layers
+                model,
+                params,
+                inputs,
+                memories,
+                max_new_tokens=128,
+                stop_ids=(-1,),
+                pad_id=0,
+                limit=new,
+                weights=weights,
             )
             return np.asarray(written)[:, :new]
 
