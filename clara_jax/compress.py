@@ -15,7 +15,7 @@ from clara_jax.command_line import parse
 from clara_jax.errors import fail, run_command
 from clara_jax.indexing import IndexConfig, Indexed, index_corpus
 from clara_jax.retrieval.integrity import damaged_segments
-from clara_jax.retrieval.manifest import read_documents_table, read_manifest
+from clara_jax.retrieval.manifest import read_documents_table, require_manifest
 from clara_jax.retrieval.objects import Objects
 from clara_jax.retrieval.writer import StoreWriter
 from clara_jax.sharding import MeshConfig, make_mesh
@@ -75,9 +75,7 @@ def _delete(location: str, names: list[str]) -> None:
 
 def _check(location: str) -> None:
     objects = Objects(location)
-    manifest, _ = read_manifest(objects)
-    if manifest is None:
-        fail(f"{location} holds no memory store", "Name one")
+    manifest = require_manifest(objects)
     read_documents_table(objects, manifest)
     damaged = damaged_segments(objects, manifest)
     for problem in damaged.values():

@@ -123,7 +123,7 @@ def stream(
     weights: DecodingWeights | None = None,
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """The tokens of `generate` step by step, one of each row; rows that have ended give `pad_id`."""
-    weights = jax.jit(decoding_weights, static_argnums=0)(model, params) if weights is None else weights
+    weights = decoding_weights(model, params) if weights is None else weights
     state = _jitted_prefill(model, params, weights, prompts, memories, max_new_tokens, pad_id, rows)
     for step in range(max_new_tokens if limit is None else limit):
         if bool(jnp.all(state.done)):
@@ -160,6 +160,7 @@ def _best(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     return jnp.min(jnp.where(logits == largest, number, last), axis=-1)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def decoding_weights(model: RoleModel, params: Params) -> DecodingWeights | None:
     """The generator's weights laid out for decoding, on the CPU, where it is faster so; None elsewhere."""
     return model.decoding_weights(params) if jax.default_backend() == "cpu" else None

@@ -8,7 +8,6 @@ number of prompts or another `max_new_tokens` compiles nothing.
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -102,7 +101,7 @@ class BatchGenerator:
         """The weights to decode with, with or without the generator's adapter, made once."""
         adapted = "generator" in params
         if adapted not in self._weights:
-            self._weights[adapted] = jax.jit(decoding_weights, static_argnums=0)(self._loaded.model, params)
+            self._weights[adapted] = decoding_weights(self._loaded.model, params)
         return self._weights[adapted]
 
 

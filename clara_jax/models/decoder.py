@@ -37,6 +37,8 @@ RematPolicy = Literal["everything", "dots", "nothing"]
 
 # Something of all layers: an array stacked on a leading axis, or a tuple of each layer's.
 Stacked = Array | tuple[Array, ...]
+# The variables of each layer by itself.
+Layers = tuple[dict[str, Any], ...]
 
 
 class DecodingWeights(NamedTuple):
@@ -46,7 +48,7 @@ class DecodingWeights(NamedTuple):
     them. Kernels and head transposed, [out, in], where they are float32: such products take two thirds of the time.
     """
 
-    layers: tuple[dict[str, Any], ...]
+    layers: Layers
     head: Array | None  # [vocab, hidden]; None for the base's own
 
 
@@ -214,7 +216,7 @@ class Decoder(nn.Module):
         valid: Bool[Array, "batch seq"],
         cache: KeyValueCache | None = None,
         rows: Int[Array, " batch"] | None = None,
-        layers: tuple[dict[str, Any], ...] | None = None,
+        layers: Layers | None = None,
     ) -> tuple[Float[Array, "batch seq hidden"], KeyValueCache | None]:
         """Hidden states after the final norm, and the cache with these columns added.
 
@@ -250,11 +252,7 @@ class Decoder(nn.Module):
         return rms_norm(hidden, self.final_norm, self.config.rms_norm_eps), cache
 
     def _run(
-        self,
-        layers: tuple[dict[str, Any], ...] | None,
-        hidden: Array,
-        per_layer: dict[str, Any],
-        context: LayerContext,
+        self, layers: Layers | None, hidden: Array, per_layer: dict[str, Any], context: LayerContext
     ) -> tuple[Array, Any]:
         """The hidden states after all layers, and the keys and values of the cache with these columns written."""
         if layers is None:

@@ -7,7 +7,7 @@ or the one after, never a part of one.
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, NoReturn
 
 import pyarrow as pa
 
@@ -88,6 +88,19 @@ def read_manifest(objects: Objects) -> tuple[Manifest | None, bytes]:
     settings = StoreSettings(**content.pop("settings"))
     segments = tuple(Segment(**segment) for segment in content.pop("segments"))
     return Manifest(settings=settings, segments=segments, **content), version
+
+
+def require_manifest(objects: Objects) -> Manifest:
+    """The committed generation, as `read_manifest`. Raises `UserError` where there is no store, too."""
+    manifest, _ = read_manifest(objects)
+    if manifest is None:
+        fail_no_store(objects.location)
+    return manifest
+
+
+def fail_no_store(location: str) -> NoReturn:
+    """Raise `UserError`: there is no store at `location`."""
+    fail(f"{location} holds no memory store", "Make it with: python -m clara_jax.compress --store")
 
 
 def read_documents_table(objects: Objects, manifest: Manifest) -> pa.Table:

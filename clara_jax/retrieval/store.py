@@ -22,7 +22,7 @@ from jaxtyping import Float32, Int, Int64
 
 from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
-from clara_jax.retrieval.manifest import Manifest, read_documents_table, read_manifest
+from clara_jax.retrieval.manifest import Manifest, read_documents_table, require_manifest
 from clara_jax.retrieval.objects import Objects
 from clara_jax.retrieval.segments import open_memories, read_passages, reading
 
@@ -50,9 +50,7 @@ class MemoryStore:
         the memories are those of another model.
         """
         objects = Objects(location)
-        manifest, _ = read_manifest(objects)
-        if manifest is None:
-            fail(f"{location} holds no memory store", "Make it with: python -m clara_jax.compress --store")
+        manifest = require_manifest(objects)
         if compressor is not None:
             manifest.settings.require(compressor, str(location))
         missing = sorted(manifest.names() - set(objects.names()))

@@ -14,7 +14,14 @@ import pyarrow.compute as pc
 from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
 from clara_jax.retrieval.integrity import damaged_segments
-from clara_jax.retrieval.manifest import NAME, Manifest, StoreSettings, read_documents_table, read_manifest
+from clara_jax.retrieval.manifest import (
+    NAME,
+    Manifest,
+    StoreSettings,
+    fail_no_store,
+    read_documents_table,
+    read_manifest,
+)
 from clara_jax.retrieval.objects import Objects
 from clara_jax.retrieval.segments import Segment, find_segment, read_passages, write_segment, write_table
 
@@ -45,7 +52,7 @@ class StoreWriter:
             self.settings = self._before.settings
             self.documents = read_documents_table(self.objects, self._before)
         elif settings is None:
-            fail(f"{location} holds no memory store", "Make it with: python -m clara_jax.compress --corpus")
+            fail_no_store(str(location))
         else:
             self.settings, self.documents = settings, _SCHEMA.empty_table()
 

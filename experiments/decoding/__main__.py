@@ -124,7 +124,7 @@ def _models(folder: Path, hidden: int, layers: int) -> tuple[Any, Any]:
     other = PeftModel.from_pretrained(other, folder / "adapter").eval()
     other.generation_config.eos_token_id = other.generation_config.bos_token_id = None
 
-    weights = jax.jit(decoding_weights, static_argnums=0)(model, params)
+    weights = decoding_weights(model, params)
 
     def ours(tokens: np.ndarray, valid: np.ndarray) -> Callable[[int], np.ndarray]:
         batch = len(tokens)
