@@ -20,7 +20,7 @@ from clara_jax.data.tokenizer import LAYOUT_TOKENS
 from clara_jax.interop.base import base_fingerprint
 from clara_jax.models.roles import EncoderInputs, Params, Role, RoleModel
 from clara_jax.pretrained import Pretrained, special_rows
-from clara_jax.sharding import DATA, FSDP, on_mesh, place_batch, replicated
+from clara_jax.sharding import DATA, FSDP, fetch, local_rows, on_mesh, place_batch, replicated
 
 LENGTHS = 32  # a batch's length is a multiple of it
 
@@ -73,23 +73,25 @@ class Encoder:
         longest = self._loaded.checkpoint.doc_max_length + LAYOUT_TOKENS + special.num_memory
         columns = 0
 
-        def fetch(batch: TextBatch, computed: Array) -> None:
+        def receive(batch: TextBatch, computed: Array) -> None:
             memories[batch.texts] = np.asarray(computed)[: len(batch.texts)]
             progress(len(batch.texts))
 
         waiting: tuple[TextBatch, Array] | None = None  # one batch is computed while the one before is fetched
         for batch in text_batches(sizes, self._batch_tokens, longest, self._multiple):
             rows = [texts[i] for i in batch.texts] + [texts[batch.texts[0]]] * (batch.rows - len(batch.texts))
+            if self._mesh is not None:
+                rows = [rows[i] for i in local_rows(self._mesh, batch.rows)]
             inputs = pad_encoder_inputs(rows, special, batch.length)
             if self._mesh is not None:
                 inputs = place_batch(self._mesh, inputs, batch.rows)
             computed = self._encode(self._params, role, inputs)
             if waiting is not None:
-                fetch(*waiting)
+                receive(*waiting)
             waiting = batch, computed
             columns += batch.rows * batch.length
         if waiting is not None:
-            fetch(*waiting)
+            receive(*waiting)
         return Encoded(memories, columns, columns - int(sizes.sum()))
 
 
@@ -126,7 +128,7 @@ def fingerprint(loaded: Pretrained) -> str:
     parts = {"compressor": params["compressor"], "memory_tokens": params["memory_tokens"], "layout": embed}
     for path, leaf in jax.tree_util.tree_leaves_with_path(parts):
         digest.update(jax.tree_util.keystr(path).encode())
-        digest.update(np.asarray(leaf.astype(jnp.bfloat16)).tobytes())
+        digest.update(fetch(leaf.astype(jnp.bfloat16)).tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -149,6 +150,13 @@ def place(value: Any, sharding: Sharding) -> Array:
         return jax.random.wrap_key_data(place(jax.random.key_data(value), sharding))
     host = np.asarray(value)
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def fetch(x: Array) -> np.ndarray:
+    """A global array on every process's host; all processes have to ask for it if it lies on several."""
+    if x.is_fully_addressable:
+        return np.asarray(x)
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
 
 def shard_rows(x: Array) -> Array:

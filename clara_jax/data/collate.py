@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 from jax import tree_util
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from clara_jax.data.length_classes import Shape
 from clara_jax.data.samples import Exchange, Sample
@@ -29,28 +29,41 @@ Side = Literal["left", "right"]
 class Batch:
     """One micro-batch; every leaf leads with the sample axis.
 
-    `documents.tokens` is [batch, candidates, length]; `candidates` marks the documents that exist,
-    `positives` those known to be relevant (retrieval only). `questions` is read by the query reasoner.
+    `documents.tokens` is [batch, candidates, length]; where the documents' memories are known already, these are in
+    `memories`, and `documents` is None. `candidates` marks the documents that exist, `positives` those known to be
+    relevant (retrieval only). `questions` is read by the query reasoner.
     `rows` is each sample's place in the whole batch of the step, from which its dropout is drawn, so that it
     does not depend on how a batch is cut; without it the batch is taken as whole.
     """
 
-    documents: EncoderInputs
+    documents: EncoderInputs | None
     candidates: Bool[AnyArray, "batch candidates"]
     prompts: GeneratorInputs | None = None
     questions: EncoderInputs | None = None
     positives: Bool[AnyArray, "batch candidates"] | None = None
     rows: Int[AnyArray, " batch"] | None = None
+    memories: Float[AnyArray, "batch candidates memory hidden"] | None = None
 
 
-def collate(samples: Sequence[Sample], special: SpecialTokens, shape: Shape, rows: Sequence[int]) -> Batch:
+def collate(
+    samples: Sequence[Sample],
+    special: SpecialTokens,
+    shape: Shape,
+    rows: Sequence[int],
+    memories: Sequence[Float[np.ndarray, "_ memory hidden"]] | None = None,
+) -> Batch:
     """The samples padded to `shape`; `rows` are their places in the whole batch of the step.
 
-    A sample without documents and with one token of prompt is a masked row.
+    A sample without documents and with one token of prompt is a masked row. `memories`, if given, are those of each
+    sample's documents, and stand in the batch for the documents.
     """
-    documents, exists = pad_candidates(
-        [s.documents for s in samples], special, shape.document, at_least=shape.candidates
-    )
+    documents, stored = None, None
+    if memories is None:
+        documents, exists = pad_candidates(
+            [s.documents for s in samples], special, shape.document, at_least=shape.candidates
+        )
+    else:
+        stored, exists = pad_memories(memories, shape.candidates)
     prompts = pad_exchanges(
         [s.exchange for s in samples],
         [s.slots for s in samples],
@@ -63,7 +76,19 @@ def collate(samples: Sequence[Sample], special: SpecialTokens, shape: Shape, row
     if shape.question:
         questions = pad_encoder_inputs([s.question or [] for s in samples], special, shape.question)
         positives = np.array([[i in (s.positives or ()) for i in range(shape.candidates)] for s in samples], bool)
-    return Batch(documents, exists, prompts, questions, positives, np.array(rows, np.int32))
+    return Batch(documents, exists, prompts, questions, positives, np.array(rows, np.int32), stored)
+
+
+def pad_memories(
+    memories: Sequence[Float[np.ndarray, "_ memory hidden"]], candidates: int
+) -> tuple[Float[np.ndarray, "batch candidates memory hidden"], Bool[np.ndarray, "batch candidates"]]:
+    """Each sample's memories, filled up with zeros to `candidates`, and which of them exist."""
+    padded = np.zeros((len(memories), candidates, *memories[0].shape[1:]), memories[0].dtype)
+    exists = np.zeros((len(memories), candidates), bool)
+    for row, of_sample in enumerate(memories):
+        padded[row, : len(of_sample)] = of_sample
+        exists[row, : len(of_sample)] = True
+    return padded, exists
 
 
 def pad_encoder_inputs(

@@ -13,11 +13,12 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal, Protocol, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from clara_jax.data.collate import Batch, collate
 from clara_jax.data.length_classes import LengthClasses, Shape, choose_classes
@@ -25,7 +26,7 @@ from clara_jax.data.order import FileOrder, TrainingOrder
 from clara_jax.data.records import BadRecordPolicy
 from clara_jax.data.samples import Exchange, Limits, Sample, SampleKind
 from clara_jax.data.token_cache import Recipe, default_cache_dir, tokenize
-from clara_jax.data.tokenized import TokenizedDataset
+from clara_jax.data.tokenized import LENGTHS, TokenizedDataset
 from clara_jax.data.tokenizer import LAYOUT_TOKENS, ClaraTokenizer, SpecialTokens
 from clara_jax.errors import fail
 
@@ -41,8 +42,12 @@ class DataConfig:
         question_max_length: Longest question in tokens for the query reasoner.
         prompt_max_length: Longest prompt with answer in tokens for the generator.
         length_classes: Batch shapes to choose from the data; more have less padding, each is compiled once.
+        memories: Whence training on retrieval takes the candidates' memories; store, where they are put once before
+            the first step, or step, which compresses them anew in every step (the only way to train the compressor).
+        stores: Memory stores to look candidates up in first, made by clara_jax.compress with the same compressor.
         workers: Processes that prepare batches; 0 prepares them in threads of this one.
-        cache_dir: Where tokenised sources are kept (default: clara_jax/tokens in the user's cache folder).
+        cache_dir: Where tokenised sources are kept, and beside it, in memories, those of candidates (default:
+            clara_jax/tokens in the user's cache folder).
 
     """
 
@@ -52,6 +57,8 @@ class DataConfig:
     question_max_length: int = 256
     prompt_max_length: int = 1024
     length_classes: int = 4
+    memories: Literal["store", "step"] = "store"
+    stores: list[str] = dataclasses.field(default_factory=list)
     workers: int = 0
     cache_dir: str | None = None
 
@@ -61,6 +68,8 @@ class DataConfig:
         for key in ("question_max_length", "prompt_max_length", "length_classes"):
             if getattr(self, key) < 1:
                 fail(f"data.{key} is {getattr(self, key)}", "Give at least 1")
+        if self.stores and self.memories == "step":
+            fail("data.stores is given, and data.memories is step", "Set data.memories to store, or give no stores")
         if self.workers < 0:
             fail(f"data.workers is {self.workers}", "Give 0 or a number of processes")
         if self.weights is None:
@@ -112,6 +121,11 @@ class Data:
         return np.concatenate([dataset.totals for dataset in self.datasets])
 
 
+def cache_folder(config: DataConfig) -> Path:
+    """Where tokenised sources are kept."""
+    return default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+
+
 def load(
     config: DataConfig,
     tokenizer: ClaraTokenizer,
@@ -127,7 +141,7 @@ def load(
     """
     limits = Limits(doc_max_length, config.question_max_length, config.prompt_max_length)
     recipe = Recipe(kind, limits, top_k, seed, config.on_bad_record)
-    cache_dir = default_cache_dir() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    cache_dir = cache_folder(config)
     datasets = []
     for name in config.path:
         dataset = tokenize(name, tokenizer, recipe, cache_dir, report)
@@ -143,7 +157,7 @@ def load(
 class Counted:
     """A batch, or some rows of it, with what the host counted in the whole of it.
 
-    Tokens are real ones, `padding` is the share of all columns that is padding, `cut` the number of texts that were
+    Tokens are real ones that the step reads, `padding` is the share of all columns that is padding, `cut` the number of texts that were
     longer than their limit. `samples` are the numbers of the whole batch's samples in order, -1 for a masked row.
     """
 
@@ -156,15 +170,27 @@ class Counted:
     samples: Int[np.ndarray, " batch"]
 
 
+@runtime_checkable
+class StoredMemories(Protocol):
+    """Memories of the documents of each sample, known before training (`clara_jax.training.candidates`)."""
+
+    def of_samples(self, numbers: Int[np.ndarray, " samples"]) -> list[Float[np.ndarray, "_ memory hidden"]]:
+        """Those of the samples of these numbers; -1 is a masked row, which has none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Batches by number, in an order and of the shapes of some classes; of each batch only `rows` are read."""
+    """Batches by number, in an order and of the shapes of some classes; of each batch only `rows` are read.
+
+    With `memories` a batch has the memories of its documents in place of their tokens.
+    """
 
     data: Data
     order: TrainingOrder | FileOrder
     classes: LengthClasses
     rows: tuple[int, ...]
     workers: int = 0
+    memories: StoredMemories | None = None
 
     @property
     def shapes(self) -> tuple[Shape, ...]:
@@ -197,10 +223,12 @@ class Batches:
         shape = self._shape(samples)
         columns, tokens = self._count(samples)
         document_tokens, target_tokens, _, cut = self.data.totals[real].sum(axis=0, dtype=np.int64).tolist()
-        mine = [self.data.sample(int(i)) if i >= 0 else self._masked for i in samples[list(self.rows)]]
+        wanted = samples[list(self.rows)]
+        mine = [self.data.sample(int(i)) if i >= 0 else self._masked for i in wanted]
+        memories = None if self.memories is None else self.memories.of_samples(wanted)
         return Counted(
-            batch=collate(mine, self.data.special, shape, self.rows),
-            document_tokens=document_tokens,
+            batch=collate(mine, self.data.special, shape, self.rows, memories),
+            document_tokens=0 if self.memories is not None else document_tokens,
             target_tokens=target_tokens,
             padding=1.0 - tokens / columns,
             cut=cut,
@@ -217,8 +245,10 @@ class Batches:
 
     def _count(self, samples: Int[np.ndarray, " batch"]) -> tuple[int, int]:
         """Columns of the batch, and how many of them hold real tokens."""
-        real = self.data.totals[samples[samples >= 0], 2]
-        return len(samples) * self._shape(samples).columns, int(real.sum(dtype=np.int64))
+        of_documents, _, real, _ = self.data.totals[samples[samples >= 0]].sum(axis=0, dtype=np.int64).tolist()
+        if self.memories is not None:
+            real -= of_documents
+        return len(samples) * self._shape(samples).columns, real
 
 
 def training_batches(
@@ -228,6 +258,7 @@ def training_batches(
     length_classes: int = 4,
     workers: int = 0,
     rows: Sequence[int] | None = None,
+    memories: StoredMemories | None = None,
 ) -> Batches:
     """Endless shuffled batches, in shapes chosen from the data. `rows` are those that this process reads (all).
 
@@ -240,9 +271,9 @@ def training_batches(
         )
     if seed < 0:
         fail(f"seed is {seed}", "Give 0 or a positive number")
-    classes = _classes(data, data.lengths, length_classes)
+    classes = _classes(data, data.lengths, length_classes, memories)
     order = TrainingOrder(tuple(map(len, data.datasets)), data.weights, classes.of, batch_size, seed)
-    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers)
+    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers, memories)
 
 
 def sequential_batches(
@@ -251,6 +282,7 @@ def sequential_batches(
     workers: int = 0,
     rows: Sequence[int] | None = None,
     limit: int | None = None,
+    memories: StoredMemories | None = None,
 ) -> Batches:
     """The first `limit` samples (all) once each in the order of the sources, in one shape.
 
@@ -260,12 +292,16 @@ def sequential_batches(
     samples = len(data) if limit is None else min(limit, len(data))
     if samples < 1:
         fail(f"{limit} samples are to be read", "Give at least 1")
-    classes = _classes(data, data.lengths[:samples], 1)
+    classes = _classes(data, data.lengths[:samples], 1, memories)
     order = FileOrder(samples, batch_size)
-    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers)
+    return Batches(data, order, classes, tuple(range(batch_size) if rows is None else rows), workers, memories)
 
 
-def _classes(data: Data, lengths: Int[np.ndarray, "samples 5"], number: int) -> LengthClasses:
+def _classes(
+    data: Data, lengths: Int[np.ndarray, "samples 5"], number: int, memories: StoredMemories | None
+) -> LengthClasses:
+    if memories is not None:  # no document is read
+        lengths = lengths * np.array([name != "document" for name in LENGTHS])
     recipe, on_top = data.recipe, LAYOUT_TOKENS + data.special.num_memory
     limits = recipe.limits
     caps = (limits.document + on_top, limits.prompt, limits.prompt, limits.question + on_top)

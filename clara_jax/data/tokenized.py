@@ -5,12 +5,13 @@ Lengths and counts are columns of their own, so that batches can be planned with
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from clara_jax.data.samples import Exchange, Sample
 
@@ -109,6 +110,16 @@ class TokenizedDataset:
             cut=row["cut"],
             answers=tuple(row["answers"]),
         )
+
+    def documents(self) -> Iterator[list[Int32[np.ndarray, " tokens"]]]:
+        """The token lists of each sample's documents, sample by sample."""
+        for batch in self._batches:
+            of_samples = batch.column("documents")
+            of_documents = of_samples.values
+            tokens, starts = of_documents.values.to_numpy(), of_documents.offsets.to_numpy()
+            outer = of_samples.offsets.to_numpy()
+            for first, end in itertools.pairwise(outer.tolist()):
+                yield [tokens[starts[i] : starts[i + 1]] for i in range(first, end)]
 
     @functools.cached_property
     def lengths(self) -> Int[np.ndarray, "samples 5"]:

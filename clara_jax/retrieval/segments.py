@@ -26,8 +26,8 @@ from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
 from clara_jax.retrieval.objects import Objects
 
-MemoryType = Literal["bfloat16", "int8"]
-_CHUNK_BYTES = 1 << 20  # the least that is read of a segment
+MemoryType = Literal["bfloat16", "int8", "float32"]
+CHUNK_BYTES = 1 << 20  # whole blocks are read as a rule, for search
 _MEND = "Run clara_jax.compress --repair with the corpus, or restore the store from a copy"
 
 
@@ -69,15 +69,19 @@ def write_segment(
     passages: Sequence[Passage],
     memories: Float[np.ndarray, "passages memory hidden"],
     memory_type: MemoryType,
+    chunk_bytes: int = CHUNK_BYTES,
 ) -> Segment:
-    """Write a segment whole; what a killed writer has left of it is replaced."""
+    """Write a segment whole; what a killed writer has left of it is replaced.
+
+    A chunk, the least that is read, has as many memories as `chunk_bytes` hold, and at least one.
+    """
     folder = folder_of(key)
     columns: dict[str, Any] = {name: [getattr(passage, name) for passage in passages] for name in _COLUMNS}
     if memory_type == "int8":
         memories, columns["scale"] = quantize(memories)
     try:
-        array = _create(objects, folder, memories.shape, memory_type)
-        array.write(memories.astype(_NUMPY_TYPES[memory_type])).result()
+        array = _create(objects, folder, memories.shape, memory_type, chunk_bytes)
+        array.write(memories.astype(numpy_type(memory_type))).result()
     except ValueError as error:
         fail(f"{objects.path(folder)}memories cannot be written ({_said(error)})", "Check the free space")
     table = _to_parquet(pa.table(columns))
@@ -148,12 +152,19 @@ def quantize(
 
 
 _COLUMNS = ("document", "index", "start", "end", "title", "text")
-_NUMPY_TYPES: dict[MemoryType, Any] = {"bfloat16": ml_dtypes.bfloat16, "int8": np.int8}
+_NUMPY_TYPES: dict[MemoryType, Any] = {"bfloat16": ml_dtypes.bfloat16, "int8": np.int8, "float32": np.float32}
 
 
-def _create(objects: Objects, folder: str, shape: tuple[int, ...], memory_type: MemoryType) -> ts.TensorStore:
+def numpy_type(memory_type: MemoryType) -> np.dtype:
+    """The type of the stored numbers."""
+    return np.dtype(_NUMPY_TYPES[memory_type])
+
+
+def _create(
+    objects: Objects, folder: str, shape: tuple[int, ...], memory_type: MemoryType, chunk_bytes: int
+) -> ts.TensorStore:
     rows, memory, hidden = shape
-    chunk = min(rows, max(1, _CHUNK_BYTES // (memory * hidden * np.dtype(_NUMPY_TYPES[memory_type]).itemsize)))
+    chunk = min(rows, max(1, chunk_bytes // (memory * hidden * numpy_type(memory_type).itemsize)))
     plain = [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}]
     shard = {"chunk_shape": [chunk, memory, hidden], "codecs": plain, "index_codecs": plain}
     shard_shape = [-(-rows // chunk) * chunk, memory, hidden]

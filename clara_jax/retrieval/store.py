@@ -24,7 +24,7 @@ from clara_jax.corpus.passages import Passage
 from clara_jax.errors import fail
 from clara_jax.retrieval.manifest import Manifest, read_documents_table, require_manifest
 from clara_jax.retrieval.objects import Objects
-from clara_jax.retrieval.segments import open_memories, read_passages, reading
+from clara_jax.retrieval.segments import numpy_type, open_memories, read_passages, reading
 
 _TABLES = 16  # segments whose passages are kept once read
 
@@ -73,7 +73,7 @@ class MemoryStore:
     @property
     def row_bytes(self) -> int:
         """Bytes of one memory as it is stored."""
-        return self.settings.memory * self.settings.hidden * (2 if self.settings.memory_type == "bfloat16" else 1)
+        return self.settings.memory * self.settings.hidden * numpy_type(self.settings.memory_type).itemsize
 
     def blocks(self, rows: int = 4096) -> Iterator[np.ndarray]:
         """All memories in order, `rows` at a time, flattened, as they are stored; one block ahead is being read.

@@ -23,7 +23,7 @@ from clara_jax.retrieval.manifest import (
     read_manifest,
 )
 from clara_jax.retrieval.objects import Objects
-from clara_jax.retrieval.segments import Segment, find_segment, read_passages, write_segment, write_table
+from clara_jax.retrieval.segments import CHUNK_BYTES, Segment, find_segment, read_passages, write_segment, write_table
 
 _SCHEMA = pa.schema(
     [
@@ -78,9 +78,11 @@ class StoreWriter:
         """The segment of that key, if it was written whole: by this writer, or by one that never came to commit."""
         return find_segment(self.objects, key)
 
-    def write(self, key: str, passages: Sequence[Passage], memories: np.ndarray) -> Segment:
-        """Write a segment; it counts from `commit` on."""
-        return write_segment(self.objects, key, passages, memories, self.settings.memory_type)
+    def write(
+        self, key: str, passages: Sequence[Passage], memories: np.ndarray, chunk_bytes: int = CHUNK_BYTES
+    ) -> Segment:
+        """Write a segment (see `write_segment`); it counts from `commit` on."""
+        return write_segment(self.objects, key, passages, memories, self.settings.memory_type, chunk_bytes)
 
     def commit(self, added: Iterable[tuple[Segment, dict[str, bytes]]], removed: Collection[str]) -> Manifest:
         """Make a new generation: without the documents `removed`, with those of the segments `added`.

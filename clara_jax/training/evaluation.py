@@ -22,7 +22,7 @@ from clara_jax.pretrained import Pretrained
 from clara_jax.scoring.answers import score_answers
 from clara_jax.scoring.retrieval_sums import retrieval_means
 from clara_jax.sharding import on_mesh, place, place_batch, replicated
-from clara_jax.training.objectives import Counts, Objective, candidate_scores
+from clara_jax.training.objectives import Counts, Objective, candidate_memories, candidate_scores
 from clara_jax.training.step import make_evaluation
 
 
@@ -119,7 +119,7 @@ def _make_answering(
     roles = model.model
 
     def answer(params: Params, batch: Batch, prompts: GeneratorInputs) -> Array:
-        memories, _ = roles.encode(params, "compressor", batch.documents)
+        memories = candidate_memories(roles, params, batch)
         if retrieves:
             scores = candidate_scores(roles, params, batch, memories)
             memories, _ = select_top_k(scores, memories, top_k)

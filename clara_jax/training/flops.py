@@ -33,9 +33,11 @@ class Lengths:
 def batch_lengths(batch: Batch) -> Lengths:
     """The lengths of a batch on the host."""
     nothing = np.zeros(0, int)
-    lengths = np.asarray(batch.documents.valid).sum(axis=-1)
+    documents = nothing
+    if batch.documents is not None:
+        documents = np.asarray(batch.documents.valid).sum(axis=-1)[np.asarray(batch.candidates)]
     return Lengths(
-        documents=lengths[np.asarray(batch.candidates)],
+        documents=documents,
         questions=nothing if batch.questions is None else np.asarray(batch.questions.valid).sum(axis=-1),
         prompts=nothing if batch.prompts is None else np.asarray(batch.prompts.valid).sum(axis=-1),
         targets=0 if batch.prompts is None else int(np.asarray(batch.prompts.target_weights).sum()),

@@ -87,6 +87,7 @@ def compression_objective(model: RoleModel, config: ObjectiveConfig) -> Objectiv
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, generator_rng = _split(rng, 2)
+        assert batch.documents is not None
         memories, alignment = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
         loss = _answer_loss(model, params, batch, memories, generator_rng, totals)
         mse = jnp.sum(jnp.where(batch.candidates, alignment, 0.0)) / jnp.maximum(totals.documents, 1)
@@ -116,7 +117,7 @@ def end_to_end_objective(model: RoleModel, config: ObjectiveConfig) -> Objective
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, question_rng, generator_rng, noise_rng = _split(rng, 4)
-        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
+        memories = candidate_memories(model, params, batch, encoder_rng)
         if "compressor" not in trainable:
             memories = jax.lax.stop_gradient(memories)
         scores = candidate_scores(model, params, batch, memories, question_rng)
@@ -149,8 +150,7 @@ def retrieval_objective(model: RoleModel, config: ObjectiveConfig) -> Objective:
     ) -> tuple[Array, Metrics]:
         params, totals = {**frozen, **trainable}, totals or counts(batch)
         encoder_rng, question_rng = _split(rng, 2)
-        memories, _ = model.encode(params, "compressor", batch.documents, encoder_rng, batch.rows)
-        memories = jax.lax.stop_gradient(memories)
+        memories = jax.lax.stop_gradient(candidate_memories(model, params, batch, encoder_rng))
         assert batch.positives is not None
         scores = candidate_scores(model, params, batch, memories, question_rng)
         logits = scores / config.temperature
@@ -162,6 +162,16 @@ def retrieval_objective(model: RoleModel, config: ObjectiveConfig) -> Objective:
         return loss, metrics | _found(batch, scores)
 
     return objective
+
+
+def candidate_memories(
+    model: RoleModel, params: Params, batch: Batch, rng: PRNGKeyArray | None = None
+) -> Float[Array, "batch candidates memory hidden"]:
+    """The stored memories of the batch if it has them, else its documents read by the compressor."""
+    if batch.memories is not None:
+        return jnp.asarray(batch.memories)
+    assert batch.documents is not None
+    return model.encode(params, "compressor", batch.documents, rng, batch.rows)[0]
 
 
 def candidate_scores(

@@ -37,6 +37,7 @@ FREE_KEYS = (
     "model.base",  # its fingerprint is compared instead
     "model.remat",
     "data.path",  # likewise
+    "data.stores",
     "data.workers",
     "data.cache_dir",
 )

@@ -19,6 +19,7 @@ from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained, special_rows
 from clara_jax.scoring.retrieval_sums import retrieval_names
 from clara_jax.sharding import local_rows, make_mesh, place, replicated
+from clara_jax.training.candidates import CandidateMemories, store_candidates, uses_store
 from clara_jax.training.evaluation import Evaluation
 from clara_jax.training.objectives import Objective
 from clara_jax.training.optimizer import make_optimizer, make_schedule
@@ -59,11 +60,11 @@ def prepare(config: TrainConfig, report: Callable[[str], None]) -> Run:
     check(config)
     check_resumable(config, Path(config.run_dir))
     model = starting_model(config, mesh)
-    batches = _training_batches(config, model, mesh, report)
+    params = {name: tree if name == "base" else _placed(tree, mesh) for name, tree in model.params.items()}
+    batches = _training_batches(config, model, params, mesh, report)
     steps = config.steps or max(1, int(config.epochs * len(batches.data)) // config.batch_size)
     whole = replicated(mesh)
-    trainable, frozen = split_trainable(model.params, config.trains)
-    frozen = {name: tree if name == "base" else _placed(tree, mesh) for name, tree in frozen.items()}
+    trainable, frozen = split_trainable(params, config.trains)
     optimizer = make_optimizer(config.optimizer, steps)
     state = jax.tree.map(lambda leaf: place(leaf, whole), init_state(trainable, optimizer, config.seed))
     objective = STAGES[config.stage].objective(model.model, config.objective)
@@ -80,7 +81,7 @@ def prepare(config: TrainConfig, report: Callable[[str], None]) -> Run:
         state=state,
         frozen=frozen,
         others=others,
-        evaluation=_evaluation(config, model, objective, mesh, report) if config.evaluation.path else None,
+        evaluation=_evaluation(config, model, params, objective, mesh, report) if config.evaluation.path else None,
     )
 
 
@@ -101,7 +102,9 @@ def use_compilation_cache(folder: str) -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser()))
 
 
-def _training_batches(config: TrainConfig, model: Pretrained, mesh: Mesh, report: Callable[[str], None]) -> Batches:
+def _training_batches(
+    config: TrainConfig, model: Pretrained, params: Params, mesh: Mesh, report: Callable[[str], None]
+) -> Batches:
     data = _load(config, config.data, model, report)
     if config.stage == "retrieval_pretraining" and not any(data.sample(i).positives for i in range(len(data))):
         fail(
@@ -115,20 +118,33 @@ def _training_batches(config: TrainConfig, model: Pretrained, mesh: Mesh, report
         config.data.length_classes,
         config.data.workers,
         local_rows(mesh, config.batch_size),
+        _memories(config, model, params, data, mesh, report),
     )
     report(f"batch shapes: {len(batches.shapes)}, with {batches.expected_padding:.1%} of all columns padding")
     return batches
 
 
 def _evaluation(
-    config: TrainConfig, model: Pretrained, objective: Objective, mesh: Mesh, report: Callable[[str], None]
+    config: TrainConfig,
+    model: Pretrained,
+    params: Params,
+    objective: Objective,
+    mesh: Mesh,
+    report: Callable[[str], None],
 ) -> Evaluation:
     settings, size = config.evaluation, _evaluation_batch_size(config)
     data = _load(config, dataclasses.replace(config.data, path=settings.path, weights=None), model, report)
     rows = local_rows(mesh, size)
-    batches = pipeline.sequential_batches(data, size, config.data.workers, rows, settings.records)
+    memories = _memories(config, model, params, data, mesh, report)
+    batches = pipeline.sequential_batches(data, size, config.data.workers, rows, settings.records, memories)
     answers = 0 if config.stage == "retrieval_pretraining" else settings.generate
     return Evaluation(model, objective, batches, mesh, config.objective.top_k, answers, settings.max_new_tokens)
+
+
+def _memories(
+    config: TrainConfig, model: Pretrained, params: Params, data: pipeline.Data, mesh: Mesh, report: Callable
+) -> CandidateMemories | None:
+    return store_candidates(config, model, params, data, mesh, report) if uses_store(config) else None
 
 
 def _load(
