@@ -3,7 +3,7 @@
 import runpy
 import sys
 
-COMMANDS = ("train", "convert", "compress", "ask", "evaluate", "inspect")
+COMMANDS = ("train", "convert", "compress", "ask", "evaluate", "inspect", "preflight", "benchmark")
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from clara_jax.command_line import parse
 from clara_jax.data.pipeline import DataConfig
 from clara_jax.errors import fail
 from clara_jax.files import replace_text
-from clara_jax.models.decoder import RematPolicy
+from clara_jax.models.attention import AttentionName
 from clara_jax.models.lora import LoraConfig
+from clara_jax.models.remat import RematPolicy
 from clara_jax.sharding import MeshConfig
 from clara_jax.training.objectives import ObjectiveConfig
 from clara_jax.training.optimizer import OptimizerConfig
@@ -36,7 +37,9 @@ class ModelConfig:
         compression_rate: Document tokens per memory token.
         dtype: Compute type; auto is float32 on the CPU and bfloat16 on an accelerator.
         remat: What the backward pass keeps of each layer, from fastest to least memory; everything, dots (products
-            with weights) or nothing; the rest is computed again.
+            with weights), lora (of those what adapters on frozen weights need), offload (the same in the host's
+            memory) or nothing. The rest is computed again.
+        attention: Implementation of attention; xla, cudnn (NVIDIA GPU) or splash (TPU).
 
     """
 
@@ -47,6 +50,7 @@ class ModelConfig:
     compression_rate: int = 32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: RematPolicy = "everything"
+    attention: AttentionName = "xla"
 
     def __post_init__(self) -> None:
         if not 1 <= self.compression_rate <= self.doc_max_length:
@@ -171,7 +175,7 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
 
     Raises `UserError` naming the key for anything that does not fit.
     """
-    built = parse(_parser(), arguments)
+    built = parse(_train_parser(), arguments)
     fields = {field.name: built[field.name] for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**fields)
 
@@ -183,7 +187,7 @@ def save_config(config: TrainConfig, path: Path) -> None:
 
 def config_text(config: TrainConfig) -> str:
     """The resolved configuration as YAML."""
-    parser = _parser()
+    parser = _train_parser()
     return str(parser.dump(parser.parse_object(dataclasses.asdict(config))))
 
 
@@ -192,13 +196,17 @@ def load_config(path: Path) -> TrainConfig:
     return parse_train_config(["--config", str(path)])
 
 
-def _parser() -> jsonargparse.ArgumentParser:
-    parser = jsonargparse.ArgumentParser(
-        prog="python -m clara_jax.train",
-        description="Train one stage of CLaRa. A --config file with the key `curriculum`, a list of stages (files, or "
-        "the keys that differ), trains them one after the other.",
-        exit_on_error=False,
-    )
+def train_parser(program: str, description: str) -> jsonargparse.ArgumentParser:
+    """A reader of `TrainConfig` from `--config FILE` and overrides, for a command that may add options of its own."""
+    parser = jsonargparse.ArgumentParser(prog=program, description=description, exit_on_error=False)
     parser.add_argument("--config", action="config", help="YAML file with any of the keys below.")
     parser.add_class_arguments(TrainConfig)
     return parser
+
+
+def _train_parser() -> jsonargparse.ArgumentParser:
+    return train_parser(
+        "python -m clara_jax.train",
+        "Train one stage of CLaRa. A --config file with the key `curriculum`, a list of stages (files, or the keys "
+        "that differ), trains them one after the other.",
+    )

@@ -17,8 +17,9 @@ from clara_jax.interop import clara_checkpoint
 from clara_jax.interop.base import Progress, load_base
 from clara_jax.interop.clara_checkpoint import CheckpointConfig
 from clara_jax.models.config import DecoderConfig, read_decoder_config
-from clara_jax.models.decoder import Decoder, RematPolicy
+from clara_jax.models.decoder import Decoder
 from clara_jax.models.lora import LoraConfig, init_adapter
+from clara_jax.models.remat import RematPolicy
 from clara_jax.models.roles import ROLES, AnyArray, Params, RoleModel
 from clara_jax.sharding import base_sharding, check_heads, place
 

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -69,7 +69,9 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over `devices` (by default all).
 
-    A run of one process may name a mesh of fewer devices. Raises `UserError` for any other that does not fit.
+    A run of one process may name a mesh of fewer devices. Where the devices are those of several slices of a pod, or of
+    other groups that a slower network joins, `data` goes across the slices, and `fsdp` and `tensor` stay within one.
+    Raises `UserError` for any mesh that does not fit.
     """
     devices = jax.devices() if devices is None else devices
     inner = config.fsdp * config.tensor
@@ -82,8 +84,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"mesh: {asked} does not fit the {len(devices)} devices of this run",
             "Change mesh, or start the run on as many devices as it names",
         )
-    shape = (data, config.fsdp, config.tensor)
-    return jax.make_mesh(shape, (DATA, FSDP, TENSOR), axis_types=(AxisType.Auto,) * 3, devices=devices)
+    axes, types = (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return jax.make_mesh((data, config.fsdp, config.tensor), axes, axis_types=types, devices=devices)
+    if data % slices:
+        fail(
+            f"mesh.data is {data}, and the devices are those of {slices} slices, each of which holds whole copies",
+            f"Choose a mesh.data that {slices} divides",
+        )
+    within = (data // slices, config.fsdp, config.tensor)
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    return Mesh(placed, axes, axis_types=types)
 
 
 def base_sharding(mesh: Mesh, path: tuple[str, ...], shape: tuple[int, ...]) -> NamedSharding:
@@ -189,6 +201,26 @@ def look_up(table: Float[Array, "entries hidden"], tokens: Int[Array, "rows leng
     return jax.shard_map(of_device, in_specs=(P(None, FSDP), P(FSDP)), out_specs=P(FSDP), axis_names={FSDP, TENSOR})(
         table, tokens
     )
+
+
+def over_rows_and_heads(function: F, heads: Sequence[int | None], out_heads: int) -> F:
+    """`function` on each device's own rows (first axes) and heads, for kernels that the compiler cannot divide.
+
+    `heads[i]` is the axis of argument i that counts heads (None: it has none), `out_heads` that of the result. The mesh
+    is the surrounding one; without one, `function` itself.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = tuple(name for name in (DATA, FSDP) if _is_auto(mesh, name))
+    if not rows:
+        return function
+
+    def spec(axis: int | None) -> P:
+        return P(rows) if axis is None else P(rows, *(None,) * (axis - 1), TENSOR)
+
+    specs = tuple(map(spec, heads))
+    # A kernel does not say over which axes its result varies.
+    names = {*rows, TENSOR}
+    return jax.shard_map(function, in_specs=specs, out_specs=spec(out_heads), axis_names=names, check_vma=False)
 
 
 def on_mesh(mesh: Mesh, function: F) -> F:

@@ -157,8 +157,9 @@ def load(
 class Counted:
     """A batch, or some rows of it, with what the host counted in the whole of it.
 
-    Tokens are real ones that the step reads, `padding` is the share of all columns that is padding, `cut` the number of texts that were
-    longer than their limit. `samples` are the numbers of the whole batch's samples in order, -1 for a masked row.
+    Tokens are real ones that the step reads, `padding` is the share of all columns that is padding, `cut` the number
+    of texts that were longer than their limit. `samples` are the numbers of the whole batch's samples in order, -1 for
+    a masked row.
     """
 
     batch: Batch

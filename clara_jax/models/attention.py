@@ -1,12 +1,26 @@
-"""Grouped-query attention."""
+"""Grouped-query attention, by the implementation that the configuration names.
+
+    xla     plain products and a softmax, on every platform; always used with a key-value cache
+    cudnn   NVIDIA's fused kernel (16-bit types)
+    splash  the Pallas kernel for TPU: scores are never written to memory, and masked blocks are not computed
+
+None of them gives way to another: what does not fit is an error (`check_attention`).
+"""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from clara_jax.errors import fail
+from clara_jax.models.config import DecoderConfig
 from clara_jax.models.precision import wide
+from clara_jax.sharding import over_rows_and_heads
+
+AttentionName = Literal["xla", "cudnn", "splash"]
+_BLOCK = 128  # columns of a block of splash attention
 
 
 def attend(
@@ -29,3 +43,68 @@ def attend(
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     mixed = jnp.einsum("bkgqt,bktd->bkgqd", weights, value)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, dim)
+
+
+def attend_cudnn(
+    query: Float[Array, "batch queries heads dim"],
+    key: Float[Array, "batch kv_heads keys dim"],
+    value: Float[Array, "batch kv_heads keys dim"],
+    mask: Bool[Array, "batch_or_1 1 queries keys"],
+) -> Float[Array, "batch queries heads dim"]:
+    """As `attend`, by cuDNN."""
+
+    def of_device(query: Array, key: Array, value: Array, mask: Array) -> Array:
+        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+
+    return over_rows_and_heads(of_device, (2, 1, 1, None), 2)(query, key, value, mask)
+
+
+def attend_splash(
+    query: Float[Array, "batch length heads dim"],
+    key: Float[Array, "batch kv_heads length dim"],
+    value: Float[Array, "batch kv_heads length dim"],
+    valid: Bool[Array, "batch length"],
+    window: int = 0,
+    interpret: bool = False,
+) -> Float[Array, "batch length heads dim"]:
+    """As `attend` under a causal mask within a `window` (0: none), real tokens apart from padding.
+
+    `interpret` runs the kernel's program step by step on any platform, for tests.
+    """
+    # Here, for it takes half a second to import.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
+
+    length, dim = query.shape[1], query.shape[3]
+
+    def of_device(query: Array, key: Array, value: Array, valid: Array) -> Array:
+        query = jnp.swapaxes(query, 1, 2)
+        room = -length % _BLOCK
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))) for x in (query, key, value))
+        valid = jnp.pad(valid, ((0, 0), (0, room)))
+        shape = (length + room, length + room)
+        one = splash_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_mask.CausalMask(shape)
+        heads = splash_mask.MultiHeadMask([one] * query.shape[1])
+        kernel = splash.make_splash_mha(heads, head_shards=1, q_seq_shards=1, interpret=interpret)
+        # Padding is a segment of its own: a token looks at tokens of its kind only.
+        segments = splash.SegmentIds(valid.astype(jnp.int32), valid.astype(jnp.int32))
+        mixed = jax.vmap(kernel)(query / math.sqrt(dim), key, value, segments)
+        return jnp.swapaxes(mixed[:, :, :length], 1, 2).astype(query.dtype)
+
+    return over_rows_and_heads(of_device, (2, 1, 1, None), 2)(query, key, value, valid)
+
+
+def check_attention(name: AttentionName, config: DecoderConfig, dtype: str, platform: str) -> None:
+    """Refuse an implementation that cannot run this model of `dtype` on `platform` (cpu, gpu or tpu)."""
+    key = f"model.attention is {name}"
+    if name == "cudnn" and platform != "gpu":
+        fail(f"{key}, which needs an NVIDIA GPU, and this run is on {platform}", "Choose xla")
+    if name == "cudnn" and dtype != "bfloat16":
+        fail(f"{key}, which computes in 16-bit types, and model.dtype is {dtype}", "Choose bfloat16, or xla")
+    if name == "splash" and platform != "tpu":
+        fail(f"{key}, which needs a TPU, and this run is on {platform}", "Choose xla, or cudnn on an NVIDIA GPU")
+    if name == "splash" and config.head_dim % _BLOCK:
+        fail(f"{key}, and the heads of {config.family} have {config.head_dim} dimensions", "Choose xla")
+    if name == "splash" and len(set(config.windows)) > 1:
+        fail(f"{key}, and the layers of this model have different attention windows", "Choose xla")

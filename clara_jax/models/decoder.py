@@ -12,8 +12,7 @@ import contextlib
 import dataclasses
 import math
 import operator
-from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,20 +20,12 @@ from flax import linen as nn
 from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from clara_jax.models.attention import attend
+from clara_jax.models.attention import AttentionName, attend, attend_cudnn, attend_splash
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.precision import wide, widen
+from clara_jax.models.remat import RematPolicy, keep, remat_policy
 from clara_jax.models.rotary import rotary_tables, rotate
 from clara_jax.sharding import look_up, shard_rows
-
-# What the backward pass of a layer keeps from the forward pass; the rest is computed again.
-REMAT_POLICIES: dict[str, Callable[..., bool] | None] = {
-    "everything": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "nothing": jax.checkpoint_policies.nothing_saveable,
-}
-RematPolicy = Literal["everything", "dots", "nothing"]
-
 
 # Something of all layers: an array stacked on a leading axis, or a tuple of each layer's.
 Stacked = Array | tuple[Array, ...]
@@ -94,6 +85,7 @@ class LayerContext(NamedTuple):
     cos: Array
     sin: Array
     mask: Array  # [batch, 1, queries, keys]: causal and not padding
+    valid: Array  # [batch, queries]: real tokens
     distance: Array  # [queries, keys]: how many columns back a key lies
     filled: Array | None  # columns already in the cache
     rows: Array  # each row's number, from which its dropout is drawn
@@ -106,6 +98,7 @@ class DecoderLayer(nn.Module):
     lora_alpha: float
     lora_dropout: float
     dtype: Any
+    attention: AttentionName
 
     @nn.compact
     def __call__(self, hidden: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
@@ -118,7 +111,7 @@ class DecoderLayer(nn.Module):
     def _attention(self, x: Array, per_layer: dict[str, Any], context: LayerContext) -> tuple[Array, Any]:
         config = self.config
         batch, length, _ = x.shape
-        query, key, value = self._project(x, context.rows, "q_proj", "k_proj", "v_proj")
+        query, key, value = map(keep, self._project(x, context.rows, "q_proj", "k_proj", "v_proj"))
         query = query.reshape(batch, length, config.num_heads, config.head_dim)
         key = key.reshape(batch, length, config.num_kv_heads, config.head_dim)
         value = value.reshape(batch, length, config.num_kv_heads, config.head_dim)
@@ -137,11 +130,18 @@ class DecoderLayer(nn.Module):
             key = write_columns(per_layer["keys"], key, context.filled)
             value = write_columns(per_layer["values"], value, context.filled)
             cache = key, value
-        mixed = attend(query, key, value, mask)
-        return self._project(mixed.reshape(batch, length, -1), context.rows, "o_proj")[0], cache
+        mixed = keep(self._attend(query, key, value, mask, context))
+        return keep(self._project(mixed.reshape(batch, length, -1), context.rows, "o_proj")[0]), cache
+
+    def _attend(self, query: Array, key: Array, value: Array, mask: Array, context: LayerContext) -> Array:
+        if context.filled is not None or self.attention == "xla":
+            return attend(query, key, value, mask)
+        if self.attention == "cudnn":
+            return attend_cudnn(query, key, value, mask)
+        return attend_splash(query, key, value, context.valid, (self.config.windows or (0,))[0])
 
     def _mlp(self, x: Array, rows: Array) -> Array:
-        gate, up = self._project(x, rows, "gate_proj", "up_proj")
+        gate, up = map(keep, self._project(x, rows, "gate_proj", "up_proj"))
         return self._project(jax.nn.silu(gate) * up, rows, "down_proj")[0]
 
     def _project(self, x: Array, rows: Array, *names: str) -> list[Array]:
@@ -176,7 +176,7 @@ class DecoderLayer(nn.Module):
         if self.lora_dropout > 0 and self.has_rng("dropout"):
             kept = _draw_kept(self.make_rng("dropout"), rows, 1 - self.lora_dropout, x.shape[1:])
             x = jnp.where(kept, x / (1 - self.lora_dropout), 0).astype(x.dtype)
-        down = x.reshape(-1, x.shape[-1]) @ adapter["a"].astype(self.dtype)
+        down = keep(x.reshape(-1, x.shape[-1]) @ adapter["a"].astype(self.dtype))
         up = (down * (self.lora_alpha / rank)) @ adapter["b"].astype(self.dtype)
         return up.reshape(*x.shape[:-1], -1)
 
@@ -189,7 +189,8 @@ class Decoder(nn.Module):
     """Embeddings in, final-norm hidden states out; `logits` projects those to the vocabulary.
 
     `dtype` is the compute type; norms, softmax and logits are float32 in any case, and a float32 decoder
-    multiplies at full precision on every platform. `remat` names what the backward pass keeps.
+    multiplies at full precision on every platform. `remat` names what the backward pass keeps
+    (`clara_jax.models.remat`).
     """
 
     config: DecoderConfig
@@ -197,21 +198,23 @@ class Decoder(nn.Module):
     remat: RematPolicy = "everything"
     lora_alpha: float = 32.0
     lora_dropout: float = 0.0
+    attention: AttentionName = "xla"
 
     def setup(self) -> None:
         """Declare parameters and the stack of layers."""
         config = self.config
         self.embed_table = self.param("embed", nn.initializers.normal(0.02), (config.vocab_size, config.hidden_size))
         layer: Any = DecoderLayer
-        if REMAT_POLICIES[self.remat] is not None:
-            layer = nn.remat(layer, policy=REMAT_POLICIES[self.remat], prevent_cse=False)
+        policy = remat_policy(self.remat)
+        if policy is not None:
+            layer = nn.remat(layer, policy=policy, prevent_cse=False)
         self.layers = nn.scan(
             layer,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(0, nn.broadcast),
             length=config.num_layers,
-        )(config, self.lora_alpha, self.lora_dropout, self.dtype)
+        )(config, self.lora_alpha, self.lora_dropout, self.dtype, self.attention)
         self.final_norm = self.param("final_norm", nn.initializers.ones, (config.hidden_size,))
         if not config.tied_head:
             self.head = self.param("head", nn.initializers.normal(0.02), (config.hidden_size, config.vocab_size))
@@ -243,7 +246,7 @@ class Decoder(nn.Module):
         distance = columns[:, None] - jnp.arange(seen.shape[1])[None, :]
         mask = (distance >= 0)[None, None] & seen[:, None, None, :]
         rows = jnp.arange(valid.shape[0]) if rows is None else rows
-        context = LayerContext(cos, sin, mask, distance, filled, rows)
+        context = LayerContext(cos, sin, mask, valid, distance, filled, rows)
         per_layer: dict[str, Any] = {}
         if any(self.config.windows):
             per_layer["window"] = jnp.asarray(self.config.windows, jnp.int32)
@@ -263,7 +266,7 @@ class Decoder(nn.Module):
         """The hidden states after all layers, and the keys and values of the cache with these columns written."""
         if layers is None:
             return self.layers(hidden, per_layer, context)
-        layer = DecoderLayer(self.config, self.lora_alpha, self.lora_dropout, self.dtype, parent=None)
+        layer = DecoderLayer(self.config, self.lora_alpha, self.lora_dropout, self.dtype, "xla", parent=None)
         written = []
         for number, variables in enumerate(layers):
             of_layer = {name: x[number] for name, x in per_layer.items()}

@@ -74,7 +74,7 @@ class CandidateMemories:
 
 
 def uses_store(config: TrainConfig) -> bool:
-    """Whether a run reads the candidates' memories from a store: it trains on retrieval, and nothing that makes them."""
+    """Whether a run reads the candidates' memories from a store: it trains on retrieval, not what makes memories."""
     fixed = not {"compressor", "memory_tokens"} & set(config.trains)
     return STAGES[config.stage].samples == "retrieval" and config.data.memories == "store" and fixed
 
@@ -185,9 +185,7 @@ class _OwnStore:
 
     def _passages(self, group: Sequence[Digest], texts: Sequence[list[int]]) -> list[Passage]:
         decoded = [self._model.tokenizer.decode(text) for text in texts]
-        return [
-            Passage(digest.hex(), 0, 0, len(text), "", text) for digest, text in zip(group, decoded, strict=True)
-        ]
+        return [Passage(digest.hex(), 0, 0, len(text), "", text) for digest, text in zip(group, decoded, strict=True)]
 
     def _text(self, data: Data, sample: int, document: int) -> list[int]:
         return data.sample(sample).documents[document]

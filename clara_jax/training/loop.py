@@ -225,7 +225,8 @@ def _headline(run: Run, first: int) -> str:
     axes = " x ".join(f"{name} {size}" for name, size in run.mesh.shape.items() if size > 1) or "1"
     device = run.mesh.devices.flat[0].device_kind
     return (
-        f"{run.config.stage} on {run.mesh.size} x {device} ({axes}) in {jax.process_count()} process(es): "
+        f"{run.config.stage} on {run.mesh.size} x {device} ({axes}) in {jax.process_count()} process(es), "
+        f"attention {run.config.model.attention}: "
         f"steps {first + 1} to {run.steps} of {run.config.batch_size} records"
     )
 

@@ -12,6 +12,7 @@ from clara_jax import pretrained
 from clara_jax.config import TrainConfig, load_config
 from clara_jax.errors import fail
 from clara_jax.interop.clara_checkpoint import ADAPTERS
+from clara_jax.models.attention import AttentionName, check_attention
 from clara_jax.models.lora import LoraConfig
 from clara_jax.pretrained import Pretrained, with_query_reasoner
 from clara_jax.training.checkpoint import BASE, CHECKPOINTS, restore_adapters
@@ -36,6 +37,7 @@ FREE_KEYS = (
     "compilation_cache",
     "model.base",  # its fingerprint is compared instead
     "model.remat",
+    "model.attention",
     "data.path",  # likewise
     "data.stores",
     "data.workers",
@@ -61,9 +63,17 @@ def starting_model(config: TrainConfig, mesh: Mesh | None = None) -> Pretrained:
         check_trainable("model.start_fresh", settings.start_fresh)
         fresh = with_query_reasoner(_new_model(config, mesh, dtype).params)
         model.params.update({name: fresh[name] for name in settings.start_fresh})
+    model = _with_attention(model, settings.attention)
     if STAGES[config.stage].samples != "retrieval":
         return model
     return dataclasses.replace(model, params=with_query_reasoner(model.params))
+
+
+def _with_attention(model: Pretrained, name: AttentionName) -> Pretrained:
+    decoder = model.model.decoder
+    check_attention(name, decoder.config, jnp.dtype(decoder.dtype).name, jax.default_backend())
+    roles = dataclasses.replace(model.model, decoder=dataclasses.replace(decoder, attention=name))
+    return dataclasses.replace(model, model=roles)
 
 
 def load_model(folder: Path, base: str | None = None, dtype: str | None = None, mesh: Mesh | None = None) -> Pretrained:

@@ -34,7 +34,7 @@ class Shape:
 def make_models(folder: Path, texts: list[str], shape: Shape) -> tuple[Pretrained, Any]:
     """The same weights for both sides; the tokenizer is trained on `texts`, so that lengths are those of real ones."""
     base = folder / "base"
-    _train_tokenizer(texts, base)
+    train_tokenizer(texts, base)
     special = DOC_MAX_LENGTH // RATE + 3
     config = transformers.MistralConfig(
         vocab_size=len(transformers.PreTrainedTokenizerFast.from_pretrained(base)) + special,
@@ -66,7 +66,8 @@ def _random_like(adapter: Any) -> Any:
     return tree.unflatten([0.03 * jax.random.normal(key, x.shape) for key, x in zip(keys, leaves, strict=True)])
 
 
-def _train_tokenizer(texts: list[str], folder: Path) -> None:
+def train_tokenizer(texts: list[str], folder: Path) -> None:
+    """Write a byte-level tokenizer of 16,384 entries, trained on `texts`."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

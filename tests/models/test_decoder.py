@@ -1,6 +1,7 @@
 """The decoder computes what Hugging Face's models compute, whatever the padding, the cache or the remat policy."""
 
 import json
+import typing
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ import transformers
 from clara_jax.errors import UserError
 from clara_jax.interop.base import load_base
 from clara_jax.models.config import Rope, decoder_config_from_hf, read_decoder_config
-from clara_jax.models.decoder import REMAT_POLICIES, Decoder
+from clara_jax.models.decoder import Decoder
+from clara_jax.models.remat import RematPolicy
 from tests.models.tiny import jit, random_adapter, random_base, random_embeddings, tiny_config
 
 COMMON = {
@@ -220,7 +222,7 @@ def test_remat_policies_give_the_same_gradients():
     x, valid = random_embeddings(2, 5), jnp.ones((2, 5), bool)
     key = jax.random.key(0, impl="unsafe_rbg")  # quick to compile
     gradients = {}
-    for policy in REMAT_POLICIES:
+    for policy in typing.get_args(RematPolicy):
         decoder = Decoder(config, jnp.float32, remat=policy, lora_dropout=0.3)
 
         def loss(adapter, decoder=decoder):
@@ -229,7 +231,7 @@ def test_remat_policies_give_the_same_gradients():
 
         gradients[policy] = jit(jax.grad(loss))(adapter)
     plain = gradients.pop("everything")
-    assert set(gradients) == {"dots", "nothing"}
+    assert set(gradients) == {"lora", "dots", "offload", "nothing"}
     for gradient in gradients.values():
         for got, expected in zip(jax.tree.leaves(gradient), jax.tree.leaves(plain), strict=True):
             # The same arithmetic (the same dropout too), scheduled otherwise: float32 rounding.

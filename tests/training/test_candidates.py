@@ -52,7 +52,7 @@ def configuration(run_dir: Path, data: Path, *overrides: str) -> TrainConfig:
 @pytest.mark.parametrize("stage", ["end_to_end", "retrieval_pretraining"])
 def test_stored_memories_train_the_same_model(tmp_path: Path, data: Path, stage: str):
     """If this broke, the fast way to train on retrieval would train another model than the slow one."""
-    # One class of lengths, for which samples make a batch depends on the classes, and those on whether documents are read.
+    # One class of lengths: which samples make a batch depends on the classes, and those on whether documents are read.
     evaluation = (f"--stage={stage}", f"--evaluation.path=[{data}]", "--evaluation.every=3", "--data.length_classes=1")
     train(configuration(tmp_path / "step", data, *evaluation, "--data.memories=step"))
     train(configuration(tmp_path / "store", data, *evaluation))
@@ -79,7 +79,7 @@ def test_a_killed_run_keeps_the_segments_that_it_made(tmp_path: Path, data: Path
     monkeypatch.setattr(candidates, "_SEGMENT", 8)
     encode, made = candidates.Encoder.__call__, []
 
-    def dying(self, role, texts, progress):  # noqa: ANN001, ANN202
+    def dying(self, role, texts, progress):
         if len(made) == 2:
             raise KeyboardInterrupt
         made.append(len(texts))

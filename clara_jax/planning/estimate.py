@@ -1,0 +1,160 @@
+"""What a program costs on devices that need not be there: memory, work and exchange, read from its compilation.
+
+The roofline's times are what each resource alone would take at its full rate: matrix units, memory, links within a
+slice, network between slices. The largest is a bound from below of one execution; whether the others hide behind it is
+the compiler's and the hardware's affair.
+"""
+
+import collections
+import dataclasses
+import re
+import time
+from collections.abc import Sequence
+
+import jax
+
+from clara_jax.planning.chips import Chip, chip_of
+from clara_jax.planning.flops import program_flops
+from clara_jax.planning.hlo import Collective, Program, read_program
+from clara_jax.planning.workload import Workload
+
+_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on each device: base, adapters, moments and batch are `arguments`; `results` are not written over them."""
+
+    arguments: int
+    temporaries: int
+    results: int
+    code: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.arguments + self.temporaries + self.results + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """One compiled program on one mesh. FLOPs and bytes are of one execution on each device.
+
+    `memory` is None where it does not fit, `missing` says then how many bytes there are too few. `collectives` are the
+    program's, `seconds` the roofline's times by resource.
+    """
+
+    memory: Memory | None
+    missing: int
+    available: float
+    base_bytes: int
+    flops: float
+    traffic: int
+    collectives: tuple[Collective, ...]
+    seconds: dict[str, float]
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether the program fits the devices' memory."""
+        return self.memory is not None and self.missing <= 0
+
+    @property
+    def bound(self) -> str:
+        """The resource that holds the program."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def step_seconds(self) -> float:
+        """The roofline's time of one execution."""
+        return self.seconds[self.bound]
+
+    @property
+    def largest_gather(self) -> int:
+        """Bytes of the largest result of an all-gather, which is how weights are exchanged."""
+        return max((one.bytes for one in self.collectives if one.kind == "all-gather"), default=0)
+
+    def exchanged(self) -> dict[str, tuple[int, int]]:
+        """Executions and bytes of results by kind of collective."""
+        found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+        for one in self.collectives:
+            times, size = found[one.kind]
+            found[one.kind] = times + one.times, size + one.bytes * one.times
+        return dict(found)
+
+
+def estimate(workload: Workload) -> Estimate:
+    """Compile the workload for the devices of its mesh, and read what it costs."""
+    devices = list(workload.mesh.devices.flat)
+    chip = chip_of(devices[0].device_kind)
+    start = time.perf_counter()
+    traced = workload.function.trace(*workload.arguments)
+    flops = program_flops(traced.jaxpr) / len(devices)
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        missing = _missing(str(error))
+        if missing is None:
+            raise
+        seconds = {"matrix units": flops / chip.flops}
+        took = time.perf_counter() - start
+        return Estimate(None, missing, chip.memory, workload.base_bytes, flops, 0, (), seconds, took)
+    took = time.perf_counter() - start
+    program = read_program(compiled.as_text())
+    stats = compiled.memory_analysis()
+    memory = Memory(
+        stats.argument_size_in_bytes,
+        stats.temp_size_in_bytes,
+        stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        stats.generated_code_size_in_bytes,
+    )
+    return Estimate(
+        memory=memory,
+        missing=int(memory.total - chip.memory),
+        available=chip.memory,
+        base_bytes=workload.base_bytes,
+        flops=flops,
+        traffic=program.traffic,
+        collectives=program.collectives,
+        seconds=roofline(program, flops, chip, devices),
+        compile_seconds=took,
+    )
+
+
+def roofline(program: Program, flops: float, chip: Chip, devices: Sequence[jax.Device]) -> dict[str, float]:
+    """Seconds that each resource alone would take."""
+    slices = [getattr(device, "slice_index", None) or 0 for device in devices]
+    links = network = 0.0
+    for one in program.collectives:
+        within, between = _moved(one, [slices[place] for place in one.devices])
+        links += one.times * within
+        network += one.times * between
+    times = {
+        "matrix units": flops / chip.flops,
+        "memory": program.traffic / chip.memory_rate,
+        "links": links / chip.link_rate,
+    }
+    return times | ({"network": network / chip.network_rate} if len(set(slices)) > 1 else {})
+
+
+def _moved(one: Collective, slices: Sequence[int]) -> tuple[float, float]:
+    """Bytes that one execution sends from each device, within its slice and between slices (ring algorithms)."""
+    number = len(set(slices))
+    inside = max(1, one.group // number)
+
+    def ring(group: int) -> float:
+        if one.kind == "collective-permute":
+            return float(one.bytes)
+        if one.kind == "reduce-scatter":
+            return one.bytes * (group - 1.0)
+        return one.bytes * (2.0 if one.kind == "all-reduce" else 1.0) * (group - 1) / group
+
+    if number == 1:
+        return ring(one.group), 0.0
+    return ring(inside) if inside > 1 else 0.0, ring(number) / inside
+
+
+def _missing(message: str) -> int | None:
+    """The bytes that the compiler says are too few, None if it failed for another reason."""
+    found = re.search(r"[Ee]xceeded hbm capacity by ([\d.]+)([KMG]?)", message)
+    return int(float(found[1]) * _UNITS[found[2]]) if found else None

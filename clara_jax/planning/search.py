@@ -1,0 +1,115 @@
+"""Meshes, remat policies and micro-batches of a configuration, and which of them fit."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from clara_jax.config import TrainConfig
+from clara_jax.errors import UserError
+from clara_jax.models.config import DecoderConfig
+from clara_jax.models.remat import RematPolicy
+from clara_jax.planning.estimate import Estimate, estimate
+from clara_jax.planning.workload import Sizes, Task, make_workload
+from clara_jax.sharding import MeshConfig, make_mesh
+
+Tried = tuple[TrainConfig, Estimate]
+
+
+def estimate_config(
+    config: TrainConfig, shape: DecoderConfig, devices: Sequence[jax.Device], sizes: Sizes, task: Task
+) -> Estimate:
+    """The estimate of `task` under `config`. Raises `UserError` for a mesh that does not divide model or batch."""
+    return estimate(make_workload(config, shape, make_mesh(config.mesh, devices), sizes, task))
+
+
+def first_that_fits(
+    config: TrainConfig,
+    shape: DecoderConfig,
+    devices: Sequence[jax.Device],
+    sizes: Sizes,
+    task: Task,
+    report: Callable[[str], None],
+) -> Tried | None:
+    """The configuration changed as little as it takes to fit: more fsdp, then less kept, then smaller parts."""
+    for candidate in _smaller(config, len(devices)):
+        try:
+            found = estimate_config(candidate, shape, devices, sizes, task)
+        except UserError:  # this mesh does not divide the model or the batch
+            continue
+        report(
+            f"tried {describe(candidate)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
+        )
+        if found.fits:
+            return candidate, found
+    return None
+
+
+def all_choices(
+    config: TrainConfig,
+    shape: DecoderConfig,
+    devices: Sequence[jax.Device],
+    sizes: Sizes,
+    task: Task,
+    report: Callable[[str], None],
+) -> list[Tried]:
+    """Every mesh of powers of two with few model axes, each with the policies and parts that may pay, fastest first."""
+    tried: list[Tried] = []
+    for candidate in _choices(config, len(devices), task):
+        try:
+            found = estimate_config(candidate, shape, devices, sizes, task)
+        except UserError as error:
+            report(f"left out {describe(candidate)}: {error}")
+            continue
+        report(
+            f"tried {describe(candidate)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
+        )
+        tried.append((candidate, found))
+    return sorted(tried, key=lambda one: (not one[1].fits, one[1].step_seconds))
+
+
+def describe(config: TrainConfig) -> str:
+    """The options that give this choice."""
+    mesh = config.mesh
+    return (
+        f"--mesh.data={mesh.data} --mesh.fsdp={mesh.fsdp} --mesh.tensor={mesh.tensor} "
+        f"--model.remat={config.model.remat} --micro_batches={config.micro_batches}"
+    )
+
+
+def _outcome(config: TrainConfig, found: Estimate) -> str:
+    return f"tried {describe(config)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
+
+
+def _smaller(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:
+    fsdp, tensor = config.mesh.fsdp, config.mesh.tensor
+    while fsdp * 2 * tensor <= devices and fsdp < 16:
+        fsdp *= 2
+        if fsdp >= 8 or fsdp * tensor * 2 > devices:
+            yield _with(config, MeshConfig(devices // (fsdp * tensor), fsdp, tensor))
+    mesh = MeshConfig(devices // (fsdp * tensor), fsdp, tensor)
+    if config.model.remat != "nothing":
+        yield _with(config, mesh, "nothing")
+    parts = config.micro_batches
+    while config.batch_size % (2 * parts * mesh.data * mesh.fsdp) == 0:
+        parts *= 2
+        yield _with(config, mesh, "nothing", parts)
+
+
+def _choices(config: TrainConfig, devices: int, task: Task) -> Iterator[TrainConfig]:
+    policies: tuple[RematPolicy, ...] = ("lora", "nothing") if task == "train" else (config.model.remat,)
+    for tensor in (1, 2):
+        for fsdp in (1, 2, 4, 8, 16, 32):
+            if devices % (fsdp * tensor):
+                continue
+            for policy in policies:
+                mesh = MeshConfig(devices // (fsdp * tensor), fsdp, tensor)
+                yield _with(config, mesh, policy)
+
+
+def _with(
+    config: TrainConfig, mesh: MeshConfig, remat: RematPolicy | None = None, micro_batches: int | None = None
+) -> TrainConfig:
+    model = config.model if remat is None else dataclasses.replace(config.model, remat=remat)
+    parts = micro_batches or config.micro_batches
+    return dataclasses.replace(config, mesh=mesh, model=model, micro_batches=parts)

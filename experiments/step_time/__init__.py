@@ -1,0 +1,1 @@
+"""Seconds per training step, beside PyTorch with PEFT."""
