@@ -33,7 +33,11 @@ def _fill(tree: Any) -> Any:
     if isinstance(tree, Batch):
         rows = np.arange(fields["rows"].shape[0], dtype=np.int32)
         parts = {name: _fill(value) for name, value in fields.items()}
-        return Batch(**{**parts, "rows": jax.device_put(rows, fields["rows"].sharding)})
+        parts["rows"] = jax.device_put(rows, fields["rows"].sharding)
+        if tree.positives is not None:  # the first candidate of each question
+            first = np.arange(tree.positives.shape[1])[None] == np.zeros((len(rows), 1))
+            parts["positives"] = jax.device_put(first, fields["positives"].sharding)
+        return Batch(**parts)
     if isinstance(tree, EncoderInputs | GeneratorInputs):
         return _tokens(tree)
     return jax.tree_util.tree_map_with_path(_leaf, tree)
