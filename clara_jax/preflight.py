@@ -21,10 +21,9 @@ from clara_jax.models.config import DecoderConfig
 from clara_jax.planning import report
 from clara_jax.planning.estimate import Estimate, estimate
 from clara_jax.planning.known_models import shape_of
-from clara_jax.planning.search import all_choices, describe, first_that_fits
+from clara_jax.planning.search import all_choices, describe, first_that_fits, whole_mesh
 from clara_jax.planning.topology import topology_devices
 from clara_jax.planning.workload import Sizes, Task, make_workload
-from clara_jax.sharding import make_mesh
 
 
 def main() -> None:
@@ -39,7 +38,7 @@ def main() -> None:
     parser.add_class_arguments(Sizes, "sizes")
     built = parse(parser)
     config = TrainConfig(**{field.name: built[field.name] for field in dataclasses.fields(TrainConfig)})
-    if not any(argument.startswith("--mesh") for argument in sys.argv):
+    if not any(argument.startswith(("--mesh.data", "--mesh=")) for argument in sys.argv):
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=-1))
     if built.slices < 1:
         fail(f"slices is {built.slices}", "Give at least 1")
@@ -51,7 +50,7 @@ def main() -> None:
         fits = any(found.fits for _, found in tried)
         figures: Any = [as_json(one, found) for one, found in tried]
     else:
-        workload = make_workload(config, shape, make_mesh(config.mesh, devices), built.sizes, built.task)
+        workload = make_workload(config, shape, whole_mesh(config, devices), built.sizes, built.task)
         found = estimate(workload)
         print(report.full(found, workload, layer_bytes(shape, 2)), flush=True)
         fits, figures = found.fits, as_json(config, found)

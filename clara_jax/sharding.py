@@ -73,7 +73,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     other groups that a slower network joins, `data` goes across the slices, and `fsdp` and `tensor` stay within one.
     Raises `UserError` for any mesh that does not fit.
     """
-    devices = jax.devices() if devices is None else devices
+    every = devices = jax.devices() if devices is None else devices
     inner = config.fsdp * config.tensor
     data = len(devices) // inner if config.data == -1 else config.data
     if config.data != -1 and jax.process_count() == 1:
@@ -85,6 +85,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             "Change mesh, or start the run on as many devices as it names",
         )
     axes, types = (DATA, FSDP, TENSOR), (AxisType.Auto,) * 3
+    if len(devices) < len(every):  # a part of them has no regular place in the machine that could be made use of
+        return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), axes, axis_types=types)
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
         return jax.make_mesh((data, config.fsdp, config.tensor), axes, axis_types=types, devices=devices)

@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
+from jax.sharding import Mesh
 
 from clara_jax.config import TrainConfig
-from clara_jax.errors import UserError
+from clara_jax.errors import UserError, fail
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.remat import RematPolicy
 from clara_jax.planning.estimate import Estimate, estimate
 from clara_jax.planning.workload import Sizes, Task, make_workload
-from clara_jax.sharding import MeshConfig, make_mesh
+from clara_jax.sharding import DATA, FSDP, TENSOR, MeshConfig, make_mesh
 
 Tried = tuple[TrainConfig, Estimate]
 
@@ -20,7 +21,19 @@ def estimate_config(
     config: TrainConfig, shape: DecoderConfig, devices: Sequence[jax.Device], sizes: Sizes, task: Task
 ) -> Estimate:
     """The estimate of `task` under `config`. Raises `UserError` for a mesh that does not divide model or batch."""
-    return estimate(make_workload(config, shape, make_mesh(config.mesh, devices), sizes, task))
+    return estimate(make_workload(config, shape, whole_mesh(config, devices), sizes, task))
+
+
+def whole_mesh(config: TrainConfig, devices: Sequence[jax.Device]) -> Mesh:
+    """The configured mesh over all of the devices. Raises `UserError` where it leaves some out, or does not fit."""
+    mesh = make_mesh(config.mesh, devices)
+    if mesh.size < len(devices):
+        fail(
+            f"mesh: data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]} x tensor {mesh.shape[TENSOR]} is "
+            f"{mesh.size} devices, and the topology has {len(devices)}",
+            "Give mesh.data -1 for all of them, or a smaller topology",
+        )
+    return mesh
 
 
 def first_that_fits(

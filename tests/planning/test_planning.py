@@ -225,3 +225,35 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert figures["step_seconds_p50"] <= figures["step_seconds_p90"] and figures["unit"] == "records"
     assert 0 < figures["model_tflops_per_device"] <= figures["hardware_tflops_per_device"]
     assert "| step, median |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("memory", [1e9, 2e5])
+def test_preflight_on_devices_at_hand(memory: float, monkeypatch: pytest.MonkeyPatch, capsys):
+    """The whole command, with CPU devices for a topology: a user acts on what it says, and on its status."""
+    monkeypatch.setattr(preflight, "topology_devices", lambda *_: jax.devices())
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    monkeypatch.setattr("clara_jax.planning.estimate.chip_of", lambda kind: Chip(1e12, memory, 1e11, 1e10, 1e9))
+    monkeypatch.setattr("clara_jax.planning.search._smaller", lambda config, devices: iter(()))
+    config = ["--run_dir=x", "--stage=compression_pretraining", f"--model.base={FIXTURES / 'mistral_window' / 'base'}"]
+    config += ["--data.path=[x.jsonl]", "--model.doc_max_length=16", "--model.compression_rate=8", "--lora.rank=2"]
+    more = ["--batch_size=8", "--sizes.prompt=32", "--sizes.targets=8", "--topology=v5e:2x4"]
+    monkeypatch.setattr(sys, "argv", ["preflight", *config, *more])
+    with pytest.raises(SystemExit) as stopped:
+        preflight.main()
+    said = capsys.readouterr().out
+    assert "8 x cpu (data 8 x fsdp 1 x tensor 1)" in said and "held by" in said
+    if memory == 1e9:
+        assert stopped.value.code == 0 and "fits: 0.00 GB of 1.0 GB a device" in said
+    else:
+        assert stopped.value.code == 1 and "does not fit: " in said and "Nothing that was tried fits." in said
+
+
+def test_preflight_wants_all_devices(monkeypatch: pytest.MonkeyPatch, capsys):
+    """A plan for three of sixteen chips would be one for another pod."""
+    monkeypatch.setattr(preflight, "topology_devices", lambda *_: jax.devices())
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)
+    base = ["--run_dir=x", "--stage=compression_pretraining", f"--model.base={FIXTURES / 'mistral_window' / 'base'}"]
+    monkeypatch.setattr(sys, "argv", ["preflight", *base, "--data.path=[x]", "--topology=v5e:2x4", "--mesh.data=3"])
+    with pytest.raises(SystemExit):
+        run_command(preflight.main)
+    assert "is 3 devices, and the topology has 8" in capsys.readouterr().err
