@@ -169,16 +169,15 @@ class DecoderLayer(nn.Module):
         """Alpha / rank x dropout(x) A B.
 
         Scaled between A and B, where it is narrowest: scaled at the end, the backward pass would have to write the
-        scaled gradient of the whole output. For the same reason rows are one axis here.
+        scaled gradient of the whole output.
         """
         adapter: dict[str, Array] = self.get_variable("lora", site)
         rank = adapter["a"].shape[-1]
         if self.lora_dropout > 0 and self.has_rng("dropout"):
             kept = _draw_kept(self.make_rng("dropout"), rows, 1 - self.lora_dropout, x.shape[1:])
             x = jnp.where(kept, x / (1 - self.lora_dropout), 0).astype(x.dtype)
-        down = keep(x.reshape(-1, x.shape[-1]) @ adapter["a"].astype(self.dtype))
-        up = (down * (self.lora_alpha / rank)) @ adapter["b"].astype(self.dtype)
-        return up.reshape(*x.shape[:-1], -1)
+        down = keep(x @ adapter["a"].astype(self.dtype))
+        return (down * (self.lora_alpha / rank)) @ adapter["b"].astype(self.dtype)
 
     def _norm(self, name: str, x: Array) -> Array:
         scale = self.param(name, nn.initializers.ones, (x.shape[-1],))
