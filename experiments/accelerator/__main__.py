@@ -28,16 +28,16 @@ WORK: tuple[tuple[str, list[str], int], ...] = (
         [*_BENCHMARK, f"{_CONFIGS}/compression_pretraining.yaml", "--batch_size=16", *_ONE],
         90,
     ),
-    ("stage 2", [*_BENCHMARK, f"{_CONFIGS}/instruction_tuning.yaml", "--batch_size=8", *_ONE], 90),
-    ("stage 3", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--batch_size=32", *_ONE], 90),
-    ("compress", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--task=compress", *_ONE], 60),
-    ("decode", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--task=decode", *_ONE], 60),
+    ("stage 2", [*_BENCHMARK, f"{_CONFIGS}/instruction_tuning.yaml", "--batch_size=8", *_ONE], 80),
+    ("stage 3", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--batch_size=32", *_ONE], 80),
+    ("compress", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--task=compress", *_ONE], 50),
+    ("decode", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--task=decode", *_ONE], 50),
     (
         "beside PyTorch",
         [sys.executable, "-m", "experiments.step_time", "--device=cuda", "--repeats=3", "--documents=8", *_SHAPE],
-        180,
+        160,
     ),
-    ("bfloat16 beside float32", [sys.executable, "-m", "experiments.accelerator.parity"], 60),
+    ("bfloat16 beside float32", [sys.executable, "-m", "experiments.accelerator.parity"], 90),
 )
 
 
