@@ -7,22 +7,21 @@ fastest product that a device of this machine was seen to do in the same type, a
 import dataclasses
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from clara_jax.command_line import parse
-from clara_jax.config import TrainConfig, train_parser
+from clara_jax.command_line import parse, say
+from clara_jax.config import TrainConfig, train_config, train_parser
 from clara_jax.errors import fail, run_command
 from clara_jax.files import replace_text
 from clara_jax.models.config import DecoderConfig
 from clara_jax.planning.chips import FIGURES, chip_of
 from clara_jax.planning.known_models import shape_of
 from clara_jax.planning.timing import Timing, measured_peak, time_workload
-from clara_jax.planning.workload import Sizes, Task, Workload, make_workload
+from clara_jax.planning.workload import Sizes, Task, Workload, compute_dtype, make_workload
 from clara_jax.sharding import make_mesh
 from clara_jax.training.flops import batch_lengths, forward_flops, peak_flops, step_flops
 from clara_jax.training.setup import use_compilation_cache
@@ -38,7 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=str, default=None, help="File for the figures.")
     parser.add_class_arguments(Sizes, "sizes")
     built = parse(parser)
-    config = TrainConfig(**{field.name: built[field.name] for field in dataclasses.fields(TrainConfig)})
+    config = train_config(built)
     for name, least in (("layers", 1), ("timed", 1), ("warmup", 0)):
         if built[name] is not None and built[name] < least:
             fail(f"{name} is {built[name]}", f"Give at least {least}")
@@ -60,10 +59,10 @@ def benchmark(
     mesh = make_mesh(config.mesh)
     device = mesh.devices.flat[0]
     workload = make_workload(config, shape, mesh, sizes, task)
-    dtype = _dtype(config, device)
-    _say(f"{task} of {config.stage} on {mesh.size} x {device.device_kind}: measuring the fastest {dtype} product")
+    dtype = compute_dtype(config, mesh)
+    say(f"{task} of {config.stage} on {mesh.size} x {device.device_kind}: measuring the fastest {dtype} product")
     peak = measured_peak(device, dtype)
-    _say("compiling and timing")
+    say("compiling and timing")
     timing = time_workload(workload, task, timed, warmup)
     model = _model_flops(config, shape, workload, task)
     return {
@@ -115,7 +114,7 @@ def as_markdown(figures: dict[str, Any]) -> str:
     for key, (name, unit, scale) in names.items():
         if key not in figures:
             continue
-        value = figures.get(key)
+        value = figures[key]
         rows.append(f"| {name} | " + ("not known" if value is None else f"{value * scale:.4g} {unit}".strip()) + " |")
     return "\n\n".join([title, "\n".join(rows)])
 
@@ -125,7 +124,7 @@ def _rates(workload: Workload, timing: Timing) -> dict[str, Any]:
     tokens = sum(
         math.prod(leaf.shape)
         for path, leaf in jax.tree_util.tree_leaves_with_path(workload.arguments)
-        if "valid" in str(path[-1]) and "cache" not in str(path)
+        if "valid" in str(path[-1])
     )
     tokens = workload.items if workload.unit == "tokens" else tokens
     return {
@@ -171,16 +170,6 @@ def _model_flops(config: TrainConfig, shape: DecoderConfig, workload: Workload, 
     rows, columns = cache.valid.shape
     longer, before = np.full(rows, columns), np.full(rows, columns - 1)
     return forward_flops(shape, config.lora.rank, longer) - forward_flops(shape, config.lora.rank, before)
-
-
-def _dtype(config: TrainConfig, device: jax.Device) -> str:
-    if config.model.dtype != "auto":
-        return config.model.dtype
-    return "float32" if device.platform == "cpu" else "bfloat16"
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

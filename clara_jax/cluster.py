@@ -84,13 +84,16 @@ def is_loss(error: BaseException | None) -> bool:
 @contextlib.contextmanager
 def main_first(name: str) -> Iterator[None]:
     """The block runs in the main process first, in the others after it."""
-    if jax.process_count() == 1:
-        yield
-        return
     if not is_main():
-        multihost_utils.sync_global_devices(name)
+        meet(name)
     yield
     if is_main():
+        meet(name)
+
+
+def meet(name: str) -> None:
+    """Wait until all processes have come to the point of that name."""
+    if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 

@@ -1,6 +1,7 @@
-"""Command lines whose options come from dataclasses (jsonargparse), with errors on one line."""
+"""Command lines whose options come from dataclasses (jsonargparse), with errors on one line, and what they say."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import jsonargparse
@@ -20,3 +21,8 @@ def parse(parser: jsonargparse.ArgumentParser, arguments: Sequence[str] | None =
         raise UserError(f"{text.rstrip('.')}. Run with --help for every key.") from None
     except UnicodeDecodeError:
         fail("the --config file is not UTF-8 text", "Give a YAML file")
+
+
+def say(line: str) -> None:
+    """Tell the person at the command line what is being done; results go to standard output."""
+    print(line, file=sys.stderr, flush=True)

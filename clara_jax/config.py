@@ -175,9 +175,12 @@ def parse_train_config(arguments: Sequence[str] | None = None) -> TrainConfig:
 
     Raises `UserError` naming the key for anything that does not fit.
     """
-    built = parse(_train_parser(), arguments)
-    fields = {field.name: built[field.name] for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**fields)
+    return train_config(parse(_train_parser(), arguments))
+
+
+def train_config(built: jsonargparse.Namespace) -> TrainConfig:
+    """The run that a reader of `train_parser` has read, beside whatever else it read."""
+    return TrainConfig(**{field.name: built[field.name] for field in dataclasses.fields(TrainConfig)})
 
 
 def save_config(config: TrainConfig, path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from clara_jax.errors import fail
-from clara_jax.models.decoder import DecodingWeights, KeyValueCache
+from clara_jax.models.decoding import DecodingWeights, KeyValueCache
 from clara_jax.models.roles import AnyArray, GeneratorInputs, Params, RoleModel
 
 

@@ -17,7 +17,7 @@ from clara_jax.data.samples import Exchange
 from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.errors import fail
 from clara_jax.generation import Sampling, decoding_weights, generate, stream
-from clara_jax.models.decoder import DecodingWeights
+from clara_jax.models.decoding import DecodingWeights
 from clara_jax.models.roles import Params
 from clara_jax.pretrained import Pretrained
 

@@ -16,10 +16,9 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from clara_jax.cluster import is_main
+from clara_jax.cluster import is_main, meet
 from clara_jax.corpus.documents import Document, Reading, read_documents
 from clara_jax.corpus.passages import Passage, cut_passages
 from clara_jax.data.records import BadRecordPolicy
@@ -110,7 +109,7 @@ def index_corpus(
     manifest = None
     if is_main() and (fresh or gone or damaged):
         manifest = writer.commit(added, gone)
-    _meet("committed")
+    meet("committed")
     changed = sum(name in known for name in fresh)
     return Indexed(
         new=len(fresh) - changed,
@@ -192,7 +191,7 @@ class _Making:
                     written = writing.submit(self._writer.write, segment.key, segment.passages, memories)
             if written is not None:
                 written.result()
-        _meet("written")
+        meet("written")
         return [(self._segment(p), p.digests) for p in prepared] if is_main() else []
 
     def _prepare(self, fresh: dict[str, bytes], documents: Iterator[Document]) -> Iterator[_Prepared]:
@@ -267,8 +266,3 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
         while (item := coming.result()) is not ended:
             coming = thread.submit(next, items, ended)
             yield item  # type: ignore[misc]
-
-
-def _meet(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

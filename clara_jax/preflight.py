@@ -13,8 +13,8 @@ from typing import Any
 
 import jax
 
-from clara_jax.command_line import parse
-from clara_jax.config import TrainConfig, train_parser
+from clara_jax.command_line import parse, say
+from clara_jax.config import TrainConfig, train_config, train_parser
 from clara_jax.errors import fail, run_command
 from clara_jax.files import replace_text
 from clara_jax.models.config import DecoderConfig
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--json", type=str, default=None, help="File for the figures.")
     parser.add_class_arguments(Sizes, "sizes")
     built = parse(parser)
-    config = TrainConfig(**{field.name: built[field.name] for field in dataclasses.fields(TrainConfig)})
+    config = train_config(built)
     if not any(argument.startswith(("--mesh.data", "--mesh=")) for argument in sys.argv):
         config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, data=-1))
     if built.slices < 1:
@@ -45,7 +45,7 @@ def main() -> None:
     shape = shape_of(config.model.base)
     devices = topology_devices(built.topology, built.slices)
     if built.search:
-        tried = all_choices(config, shape, devices, built.sizes, built.task, _say)
+        tried = all_choices(config, shape, devices, built.sizes, built.task, say)
         print(report.table(tried))
         fits = any(found.fits for _, found in tried)
         figures: Any = [as_json(one, found) for one, found in tried]
@@ -55,7 +55,7 @@ def main() -> None:
         print(report.full(found, workload, layer_bytes(shape, 2)), flush=True)
         fits, figures = found.fits, as_json(config, found)
         if not fits:
-            changed = first_that_fits(config, shape, devices, built.sizes, built.task, _say)
+            changed = first_that_fits(config, shape, devices, built.sizes, built.task, say)
             print("Nothing that was tried fits." if changed is None else f"This would fit: {describe(changed[0])}")
     if built.json is not None:
         replace_text(Path(built.json), json.dumps(figures, indent=1))
@@ -84,10 +84,6 @@ def as_json(config: TrainConfig, found: Estimate) -> dict[str, Any]:
 def layer_bytes(shape: DecoderConfig, item_bytes: int) -> int:
     """Bytes of one layer's projections, whole."""
     return item_bytes * sum(math.prod(size) for size in shape.projections.values())
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

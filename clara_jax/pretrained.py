@@ -42,9 +42,9 @@ class Pretrained:
     stop_ids: tuple[int, ...]
 
 
-def default_dtype() -> str:
-    """The compute type where none is named: float32 on the CPU, bfloat16 on an accelerator."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+def default_dtype(platform: str | None = None) -> str:
+    """The compute type where none is named: float32 on the CPU, bfloat16 on an accelerator (by default jax's)."""
+    return "float32" if (platform or jax.default_backend()) == "cpu" else "bfloat16"
 
 
 def load_checkpoint(

@@ -15,7 +15,8 @@ import numpy as np
 from jax import tree_util
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from clara_jax.models.decoder import Decoder, DecodingWeights, KeyValueCache, take_apart
+from clara_jax.models.decoder import Decoder
+from clara_jax.models.decoding import DecodingWeights, KeyValueCache, take_apart
 from clara_jax.models.lora import merge_adapter
 from clara_jax.models.precision import widen
 

@@ -1,7 +1,7 @@
 """Meshes, remat policies and micro-batches of a configuration, and which of them fit."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -45,17 +45,8 @@ def first_that_fits(
     report: Callable[[str], None],
 ) -> Tried | None:
     """The configuration changed as little as it takes to fit: more fsdp, then less kept, then smaller parts."""
-    for candidate in _smaller(config, len(devices)):
-        try:
-            found = estimate_config(candidate, shape, devices, sizes, task)
-        except UserError:  # this mesh does not divide the model or the batch
-            continue
-        report(
-            f"tried {describe(candidate)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
-        )
-        if found.fits:
-            return candidate, found
-    return None
+    tried = _try_all(_smaller(config, len(devices)), shape, devices, sizes, task, report)
+    return next((one for one in tried if one[1].fits), None)
 
 
 def all_choices(
@@ -67,17 +58,7 @@ def all_choices(
     report: Callable[[str], None],
 ) -> list[Tried]:
     """Every mesh of powers of two with few model axes, each with the policies and parts that may pay, fastest first."""
-    tried: list[Tried] = []
-    for candidate in _choices(config, len(devices), task):
-        try:
-            found = estimate_config(candidate, shape, devices, sizes, task)
-        except UserError as error:
-            report(f"left out {describe(candidate)}: {error}")
-            continue
-        report(
-            f"tried {describe(candidate)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
-        )
-        tried.append((candidate, found))
+    tried = _try_all(_choices(config, len(devices), task), shape, devices, sizes, task, report)
     return sorted(tried, key=lambda one: (not one[1].fits, one[1].step_seconds))
 
 
@@ -90,8 +71,24 @@ def describe(config: TrainConfig) -> str:
     )
 
 
-def _outcome(config: TrainConfig, found: Estimate) -> str:
-    return f"tried {describe(config)}: " + ("it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few")
+def _try_all(
+    candidates: Iterable[TrainConfig],
+    shape: DecoderConfig,
+    devices: Sequence[jax.Device],
+    sizes: Sizes,
+    task: Task,
+    report: Callable[[str], None],
+) -> Iterator[Tried]:
+    """The candidates with their estimates, one by one, without those that do not divide the model or the batch."""
+    for candidate in candidates:
+        try:
+            found = estimate_config(candidate, shape, devices, sizes, task)
+        except UserError as error:
+            report(f"left out {describe(candidate)}: {error}")
+            continue
+        outcome = "it fits" if found.fits else f"{found.missing / 1e9:.1f} GB too few"
+        report(f"tried {describe(candidate)}: {outcome}")
+        yield candidate, found
 
 
 def _smaller(config: TrainConfig, devices: int) -> Iterator[TrainConfig]:

@@ -21,6 +21,7 @@ from clara_jax.models.config import DecoderConfig
 from clara_jax.models.decoder import Decoder
 from clara_jax.models.lora import adapter_shapes
 from clara_jax.models.roles import EncoderInputs, GeneratorInputs, Params, RoleModel
+from clara_jax.pretrained import default_dtype
 from clara_jax.sharding import DATA, FSDP, TENSOR, base_sharding, batch_sharding, check_heads, on_mesh, replicated
 from clara_jax.training.candidates import uses_store
 from clara_jax.training.optimizer import make_optimizer
@@ -28,8 +29,8 @@ from clara_jax.training.stages import STAGES, split_trainable
 from clara_jax.training.state import init_state
 from clara_jax.training.step import check_batch, make_step
 
-# A jitted function, and the shapes of its arguments.
-Program = tuple[jax.stages.Wrapped, tuple[Any, ...]]
+# A jitted function, the shapes of its arguments, and what one execution does: how many of what.
+Program = tuple[jax.stages.Wrapped, tuple[Any, ...], int, str]
 Task = Literal["train", "compress", "decode"]
 _SPECIAL = 3  # <AE>, <ENC> and <SEP>, beside the memory tokens
 
@@ -90,9 +91,8 @@ def make_workload(
         for leaf in jax.tree.leaves(params["base"])
     )
     make = {"train": _train, "compress": _compress, "decode": _decode}[task]
-    return Workload(
-        *make(config, model, params, memory, mesh, sizes), mesh, base_bytes, *_items(config, mesh, sizes, task)
-    )
+    function, arguments, items, unit = make(config, model, params, memory, mesh, sizes)
+    return Workload(function, arguments, mesh, base_bytes, items, unit)
 
 
 def _train(config: TrainConfig, model: RoleModel, params: Params, memory: int, mesh: Mesh, sizes: Sizes) -> Program:
@@ -104,7 +104,7 @@ def _train(config: TrainConfig, model: RoleModel, params: Params, memory: int, m
     step = make_step(objective, optimizer, mesh, config.micro_batches)
     batch = abstract_batch(config, model, memory, sizes)
     arguments = (_placed(state, replicated(mesh)), frozen, _placed(batch, batch_sharding(mesh)))
-    return cast(jax.stages.Wrapped, step), arguments
+    return cast(jax.stages.Wrapped, step), arguments, config.batch_size, "records"
 
 
 def _compress(config: TrainConfig, model: RoleModel, params: Params, memory: int, mesh: Mesh, sizes: Sizes) -> Program:
@@ -115,7 +115,8 @@ def _compress(config: TrainConfig, model: RoleModel, params: Params, memory: int
         return model.encode(params, "compressor", inputs)[0]
 
     jitted = jax.jit(on_mesh(mesh, encode), out_shardings=replicated(mesh))
-    return jitted, (params, _placed(_encoder_inputs((rows,), length, memory), batch_sharding(mesh)))
+    inputs = _placed(_encoder_inputs((rows,), length, memory), batch_sharding(mesh))
+    return jitted, (params, inputs), rows, "documents"
 
 
 def _decode(config: TrainConfig, model: RoleModel, params: Params, memory: int, mesh: Mesh, sizes: Sizes) -> Program:
@@ -135,7 +136,12 @@ def _decode(config: TrainConfig, model: RoleModel, params: Params, memory: int, 
         return jnp.argmax(logits, axis=-1), grown
 
     token = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch_sharding(mesh))
-    return jax.jit(on_mesh(mesh, advance), donate_argnums=2), (params, token, cache)
+    return jax.jit(on_mesh(mesh, advance), donate_argnums=2), (params, token, cache), rows, "tokens"
+
+
+def compute_dtype(config: TrainConfig, mesh: Mesh) -> str:
+    """The compute type of a run on the mesh's devices."""
+    return default_dtype(mesh.devices.flat[0].platform) if config.model.dtype == "auto" else config.model.dtype
 
 
 def abstract_batch(config: TrainConfig, model: RoleModel, memory: int, sizes: Sizes) -> Batch:
@@ -164,24 +170,10 @@ def abstract_batch(config: TrainConfig, model: RoleModel, memory: int, sizes: Si
     )
 
 
-def _items(config: TrainConfig, mesh: Mesh, sizes: Sizes, task: Task) -> tuple[int, str]:
-    devices = mesh.shape[DATA] * mesh.shape[FSDP]
-    if task == "train":
-        return config.batch_size, "records"
-    if task == "decode":
-        return sizes.decode_batch * devices, "tokens"
-    memory = config.model.doc_max_length // config.model.compression_rate
-    return max(1, sizes.batch_tokens // (config.model.doc_max_length + LAYOUT_TOKENS + memory)) * devices, "documents"
-
-
 def _decoder(config: TrainConfig, shape: DecoderConfig, memory: int, mesh: Mesh) -> Decoder:
-    platform = mesh.devices.flat[0].platform
-    dtype = config.model.dtype
-    if dtype == "auto":
-        dtype = "float32" if platform == "cpu" else "bfloat16"
     return Decoder(
         dataclasses.replace(shape, vocab_size=shape.vocab_size + memory + _SPECIAL),
-        dtype=jnp.dtype(dtype),
+        dtype=jnp.dtype(compute_dtype(config, mesh)),
         remat=config.model.remat,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,

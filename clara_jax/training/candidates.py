@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from clara_jax.cluster import is_main
+from clara_jax.cluster import is_main, meet
 from clara_jax.config import TrainConfig
 from clara_jax.corpus.passages import Passage
 from clara_jax.data.pipeline import Data, cache_folder
@@ -37,6 +37,7 @@ from clara_jax.training.stages import STAGES
 
 _SEGMENT = 1024  # documents; a killed run loses at most the work on so many
 _PASSAGES = 8192  # passages of a user's store that are tokenised at a time
+_ONE_CACHE = "Give all processes the same data.cache_dir, in a place that all of them see"
 Digest = bytes  # of a document's tokens
 
 
@@ -128,10 +129,7 @@ class _OwnStore:
     def numbers(self) -> dict[Digest, int]:
         """The number of each memory of the store by the digest of its document's tokens."""
         if not (Path(self.location) / "manifest.json").exists():
-            fail(
-                f"{self.location}, made by the first process, is not there",
-                "Give all processes the same data.cache_dir, in a place that all of them see",
-            )
+            fail(f"{self.location}, made by the first process, is not there", _ONE_CACHE)
         names = (name for table in MemoryStore.open(self.location).tables() for name in table["document"].to_pylist())
         return {bytes.fromhex(name): number for number, name in enumerate(names)}
 
@@ -155,7 +153,7 @@ class _OwnStore:
         )
         groups = [missing[i : i + _SEGMENT] for i in range(0, len(missing), _SEGMENT)]
         segments = [writer.find(self._key(group)) for group in groups]
-        _meet("candidates found")  # before the first process writes what the others look for
+        meet("candidates found")  # before the first process writes what the others look for
         encoder = Encoder(self._model, params, mesh)
         progress = CountProgress(len(missing), "candidate")
         try:
@@ -163,7 +161,8 @@ class _OwnStore:
                 if segments[number] is not None:
                     progress.advance(len(group))
                     continue
-                texts = [self._text(data, *order[digest]) for digest in group]
+                places = [order[digest] for digest in group]
+                texts = [data.sample(sample).documents[document] for sample, document in places]
                 memories = encoder("compressor", texts, progress.advance).memories
                 if is_main():
                     # Memories are read one by one: a chunk for each.
@@ -177,7 +176,7 @@ class _OwnStore:
                 if segment is not None
             ]
             writer.commit(added, ())
-        _meet("candidates committed")
+        meet("candidates committed")
 
     def _key(self, group: Sequence[Digest]) -> str:
         settings = json.dumps(dataclasses.asdict(self._settings)).encode()
@@ -186,9 +185,6 @@ class _OwnStore:
     def _passages(self, group: Sequence[Digest], texts: Sequence[list[int]]) -> list[Passage]:
         decoded = [self._model.tokenizer.decode(text) for text in texts]
         return [Passage(digest.hex(), 0, 0, len(text), "", text) for digest, text in zip(group, decoded, strict=True)]
-
-    def _text(self, data: Data, sample: int, document: int) -> list[int]:
-        return data.sample(sample).documents[document]
 
 
 def _distinct(data: Data) -> tuple[list[list[Digest]], dict[Digest, tuple[int, int]]]:
@@ -223,12 +219,4 @@ def _require_agreement(missing: Sequence[Digest], location: str) -> None:
         return
     mine = np.frombuffer(hashlib.sha256(b"".join(missing)).digest(), np.uint8)
     if np.any(multihost_utils.process_allgather(mine) != mine):
-        fail(
-            f"{location} does not hold the same for all processes",
-            "Give all processes the same data.cache_dir, in a place that all of them see",
-        )
-
-
-def _meet(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
+        fail(f"{location} does not hold the same for all processes", _ONE_CACHE)

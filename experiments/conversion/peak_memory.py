@@ -20,21 +20,9 @@ import numpy as np
 from clara_jax.interop.base import layout
 from clara_jax.interop.safetensors import INDEX
 from clara_jax.models.config import decoder_config_from_hf
+from clara_jax.planning.known_models import KNOWN_MODELS
 
 GB = 1e9
-MISTRAL_7B: dict[str, Any] = {
-    "model_type": "mistral",
-    "hidden_act": "silu",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 1e6,
-    "sliding_window": None,
-    "vocab_size": 32000,
-}
 
 
 def write_sparse_model(folder: Path, config: dict[str, Any], shards: int) -> int:
@@ -83,7 +71,7 @@ def main() -> None:
     try:
         source = folder / "model"
         source.mkdir()
-        largest = write_sparse_model(source, MISTRAL_7B, shards)
+        largest = write_sparse_model(source, KNOWN_MODELS["mistralai/Mistral-7B-Instruct-v0.2"], shards)
         context = multiprocessing.get_context("spawn")
         result = context.Queue()
         process = context.Process(target=convert, args=(str(source), str(folder / "converted"), result))

@@ -5,6 +5,7 @@ already is not compiled again, so that the command can be stopped and given agai
 """
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -17,12 +18,15 @@ MODELS = {"mistral_7b": "Mistral-7B", "phi_4_mini": "Phi-4-mini"}
 STAGES = ("compression_pretraining", "instruction_tuning", "end_to_end")
 
 
+@dataclasses.dataclass(frozen=True)
 class Pod:
-    """A pod: its topology, and the mesh that a copy of the base model lies on there."""
+    """A pod: its topology, and how many devices share a copy of the base model there (`fsdp`)."""
 
-    def __init__(self, name: str, topology: str, slices: int, devices: int, fsdp: int):
-        """`fsdp` devices share one copy."""
-        self.name, self.topology, self.slices, self.devices, self.fsdp = name, topology, slices, devices, fsdp
+    name: str
+    topology: str
+    slices: int
+    devices: int
+    fsdp: int
 
     def options(self, batch_size: int) -> list[str]:
         """Mesh and micro-batches for a batch of the paper's size, or of a record per device where that is more."""

@@ -14,8 +14,7 @@ from clara_jax.interop.clara_checkpoint import CheckpointConfig, write_checkpoin
 from clara_jax.models.config import read_decoder_config
 from clara_jax.models.lora import LoraConfig, adapter_shapes
 from clara_jax.models.roles import ROLES
-from experiments.compression.models import DOC_MAX_LENGTH, RATE, Shape
-from experiments.compression.models import train_tokenizer as train_tokenizer
+from experiments.compression.models import DOC_MAX_LENGTH, RATE, Shape, train_tokenizer
 
 LORA = LoraConfig(rank=16, alpha=32.0, dropout=0.1)
 TOP_K = 5
