@@ -150,9 +150,11 @@ def _memory_rate(workload: Workload, timing: Timing, device_kind: str) -> dict[s
     """Bytes that one new token has to read, base weights and cache, over the time that it took."""
     cache = workload.arguments[2]
     size = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in (cache.keys, cache.values)
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves((cache.keys, cache.values))
     )
-    rate = (workload.base_bytes + size) / timing.p50
+    new = workload.items // cache.valid.shape[0]
+    rate = new * (workload.base_bytes + size) / timing.p50
     known = device_kind in FIGURES
     return {"bytes_per_second": rate, "memory_utilisation": rate / chip_of(device_kind).memory_rate if known else None}
 
@@ -169,7 +171,8 @@ def _model_flops(config: TrainConfig, shape: DecoderConfig, workload: Workload, 
     cache = workload.arguments[2]
     rows, columns = cache.valid.shape
     longer, before = np.full(rows, columns), np.full(rows, columns - 1)
-    return forward_flops(shape, config.lora.rank, longer) - forward_flops(shape, config.lora.rank, before)
+    new = workload.items // rows
+    return new * (forward_flops(shape, config.lora.rank, longer) - forward_flops(shape, config.lora.rank, before))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from clara_jax.errors import fail
-from clara_jax.models.decoding import DecodingWeights, KeyValueCache
+from clara_jax.models.decoding import DecodingWeights, KeyValueCache, decodes_apart
 from clara_jax.models.roles import AnyArray, GeneratorInputs, Params, RoleModel
 
 
@@ -162,8 +162,8 @@ def _best(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
 
 @functools.partial(jax.jit, static_argnums=0)
 def decoding_weights(model: RoleModel, params: Params) -> DecodingWeights | None:
-    """The generator's weights laid out for decoding, on the CPU, where it is faster so; None elsewhere."""
-    return model.decoding_weights(params) if jax.default_backend() == "cpu" else None
+    """The generator's weights laid out for decoding, a copy, where it is faster so; None elsewhere."""
+    return model.decoding_weights(params) if decodes_apart(jax.default_backend()) else None
 
 
 def _prefill(

@@ -111,7 +111,10 @@ def check_entries(folder: Path, config: DecoderConfig, entries: dict[str, Tensor
 
 
 def read_pieces(folder: Path, config: DecoderConfig, progress: Progress | None = None) -> Iterator[Piece]:
-    """(leaf path, layer, values) for every tensor of the folder, in this project's orientation."""
+    """(leaf path, layer, values) for every tensor of the folder, in this project's orientation.
+
+    Values of a matrix may be a transposed view of what the file holds.
+    """
     if is_orbax_base(folder):
         yield from read_orbax_pieces(folder, config)
         return
@@ -123,7 +126,7 @@ def read_pieces(folder: Path, config: DecoderConfig, progress: Progress | None =
         start = 0
         for leaf, rows in zip(tensor.leaves, tensor.rows, strict=True):
             part = values[start : start + rows]
-            yield leaf, tensor.layer, np.ascontiguousarray(part.T) if tensor.transposed else part
+            yield leaf, tensor.layer, part.T if tensor.transposed else part
             start += rows
         if progress is not None:
             progress(number, len(tensors))
@@ -149,7 +152,7 @@ def load_base(
     for leaf, layer, values in read_pieces(folder, config, progress):
         if leaf in (("embed",), ("head",)) and vocab_size is not None:
             values = resize_vocabulary(values, vocab_size, axis=0 if leaf == ("embed",) else 1)
-        piece = values if dtype is None else values.astype(dtype)
+        piece = values if dtype is None else values.astype(dtype, copy=False)
         if layer is None:
             flat[leaf] = jnp.asarray(piece) if sharding is None else place(piece, sharding(leaf, piece.shape))
             continue
@@ -162,12 +165,14 @@ def load_base(
                 f"earlier layers as {flat[leaf].dtype}",
                 "Convert the weights to one element type, or name a dtype",
             )
-        flat[leaf] = _set_layer(flat[leaf], piece, np.int32(layer))
+        turned = not piece.flags.c_contiguous  # which devices undo faster than the host
+        flat[leaf] = _set_layer(flat[leaf], piece.T if turned else piece, np.int32(layer), turned)
     return unflatten(flat)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _set_layer(stacked: Array, piece: Array, layer: Int[Array, ""]) -> Array:
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="turned")
+def _set_layer(stacked: Array, piece: Array, layer: Int[Array, ""], turned: bool) -> Array:
+    piece = piece.T if turned else piece
     return jax.lax.dynamic_update_index_in_dim(stacked, piece, layer, axis=0)
 
 

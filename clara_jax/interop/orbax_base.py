@@ -44,7 +44,8 @@ def write_orbax_base(source: Path, out: Path, pieces: Iterable[Piece], fingerpri
     names = []
     with ocp.StandardCheckpointer() as checkpointer:
         for name, group in itertools.groupby(pieces, key=_group):
-            checkpointer.save((out / ORBAX / name).absolute(), {"/".join(path): value for path, _, value in group})
+            values = {"/".join(path): np.ascontiguousarray(value) for path, _, value in group}
+            checkpointer.save((out / ORBAX / name).absolute(), values)
             checkpointer.wait_until_finished()
             names.append(name)
     manifest = {"fingerprint": fingerprint, "groups": names}

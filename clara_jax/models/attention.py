@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float
 from clara_jax.errors import fail
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.precision import wide
+from clara_jax.models.remat import NAME
 from clara_jax.sharding import over_rows_and_heads
 
 AttentionName = Literal["xla", "cudnn", "splash"]
 _BLOCK = 128  # columns of a block of splash attention
+_EVEN = 8  # cuDNN's lengths are made multiples of
 
 
 def attend(
@@ -51,11 +53,16 @@ def attend_cudnn(
     value: Float[Array, "batch kv_heads keys dim"],
     mask: Bool[Array, "batch_or_1 1 queries keys"],
 ) -> Float[Array, "batch queries heads dim"]:
-    """As `attend`, by cuDNN."""
+    """As `attend`, by cuDNN, which takes even lengths only: columns that no one looks at fill them up."""
 
     def of_device(query: Array, key: Array, value: Array, mask: Array) -> Array:
-        key, value = jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2)
-        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+        queries, keys = mask.shape[2:]
+        more_queries, more_keys = -queries % _EVEN, -keys % _EVEN
+        query = jnp.pad(query, ((0, 0), (0, more_queries), (0, 0), (0, 0)))
+        key, value = (jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (key, value))
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, more_queries), (0, more_keys)))
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
+        return mixed[:, :queries]
 
     return over_rows_and_heads(of_device, (2, 1, 1, None), 2)(query, key, value, mask)
 
@@ -86,7 +93,9 @@ def attend_splash(
         shape = (length + room, length + room)
         one = splash_mask.LocalMask(shape, (window - 1, 0), 0) if window else splash_mask.CausalMask(shape)
         heads = splash_mask.MultiHeadMask([one] * query.shape[1])
-        kernel = splash.make_splash_mha(heads, head_shards=1, q_seq_shards=1, interpret=interpret)
+        kernel = splash.make_splash_mha(
+            heads, head_shards=1, q_seq_shards=1, residual_checkpoint_name=NAME, interpret=interpret
+        )
         # Padding is a segment of its own: a token looks at tokens of its kind only.
         segments = splash.SegmentIds(valid.astype(jnp.int32), valid.astype(jnp.int32))
         mixed = jax.vmap(kernel)(query / math.sqrt(dim), key, value, segments)

@@ -9,18 +9,18 @@
 """
 
 import contextlib
-import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from clara_jax.models.attention import AttentionName, attend, attend_cudnn, attend_splash
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.decoding import KeyValueCache, Layers, write_columns
-from clara_jax.models.precision import wide, widen
+from clara_jax.models.precision import wide_product, widen
 from clara_jax.models.remat import RematPolicy, keep, remat_policy
 from clara_jax.models.rotary import rotary_tables, rotate
 from clara_jax.sharding import look_up, shard_rows
@@ -119,12 +119,13 @@ class DecoderLayer(nn.Module):
         scaled gradient of the whole output.
         """
         adapter: dict[str, Array] = self.get_variable("lora", site)
-        rank = adapter["a"].shape[-1]
+        scale = self.lora_alpha / adapter["a"].shape[-1]
         if self.lora_dropout > 0 and self.has_rng("dropout"):
-            kept = _draw_kept(self.make_rng("dropout"), rows, 1 - self.lora_dropout, x.shape[1:])
-            x = jnp.where(kept, x / (1 - self.lora_dropout), 0).astype(x.dtype)
+            share = 1 - self.lora_dropout
+            scale /= share
+            x = jnp.where(_draw_kept(self.make_rng("dropout"), rows, share, (x.shape[1], x.shape[2])), x, 0)
         down = keep(x @ adapter["a"].astype(self.dtype))
-        return (down * (self.lora_alpha / rank)) @ adapter["b"].astype(self.dtype)
+        return (down * scale) @ adapter["b"].astype(self.dtype)
 
     def _norm(self, name: str, x: Array) -> Array:
         scale = self.param(name, nn.initializers.ones, (x.shape[-1],))
@@ -229,12 +230,10 @@ class Decoder(nn.Module):
     ) -> Float[Array, "*rows vocab"]:
         """Scores of every vocabulary entry, float32; `transposed_head` (of `DecodingWeights`) in place of the head."""
         head = self.embed_table.T if self.config.tied_head else self.head
-        with self._precision():
-            if transposed_head is not None:
+        if transposed_head is not None:
+            with self._precision():
                 return multiply_transposed(transposed_head, hidden)
-            return jnp.matmul(
-                hidden.astype(self.dtype), head.astype(self.dtype), preferred_element_type=wide(self.dtype)
-            )
+        return wide_product(hidden.astype(self.dtype), head.astype(self.dtype))
 
     def init_base(self, rng: Array) -> dict[str, Any]:
         """Random base parameters (for benchmarks and training a base from scratch)."""
@@ -281,18 +280,22 @@ def _init_projection(rng: Array, shape: tuple[int, int], biased: bool) -> dict[s
     return weights
 
 
-def _draw_kept(rng: Array, rows: Array, share: float, shape: tuple[int, ...]) -> Array:
+def _draw_kept(rng: Array, rows: Array, share: float, shape: tuple[int, int]) -> Array:
     """Which inputs dropout keeps, [rows, *shape]; every row has a key of its own.
 
-    16 random bits decide on each: two of them are made of one drawn word, and drawing is what takes the time.
+    An input's number is hashed with its row's key: MurmurHash3's finaliser of their sum, times an odd number of the key
+    (multiply-shift hashing). That takes a dozen integer operations where the input is read, and is made again in the
+    backward pass; a cryptographic generator takes a hundred, and its words have to be stored.
     """
-    drawn = math.prod(shape)
-    limit = round(share * 2**16)
+    columns, features = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+    number = columns * np.uint32(shape[1]) + features
 
     def of_row(row: Array) -> Array:
-        words = jax.random.bits(jax.random.fold_in(rng, row), (-(-drawn // 2),), jnp.uint32)
-        halves = jnp.concatenate([words & 0xFFFF, words >> 16])
-        return (halves[:drawn] < limit).reshape(shape)
+        start, factor = jax.random.bits(jax.random.fold_in(rng, row), (2,), jnp.uint32)
+        mixed = number + start
+        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+        return (mixed ^ (mixed >> 16)) * (factor | 1) < np.uint32(min(round(share * 2**32), 2**32 - 1))
 
     return jax.vmap(of_row)(rows)
 

@@ -19,26 +19,32 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array
 
 RematPolicy = Literal["everything", "lora", "dots", "offload", "nothing"]
-_NAME = "clara_jax.kept"
+NAME = "clara_jax.kept"
 
 
 def keep(x: Array) -> Array:
     """`x`, marked as what the policies `lora` and `offload` keep."""
-    return checkpoint_name(x, _NAME)
+    return checkpoint_name(x, NAME)
 
 
 def remat_policy(name: RematPolicy) -> Callable[..., Any] | None:
     """The policy for `jax.checkpoint`; None where nothing is computed again."""
     policies = jax.checkpoint_policies
+    named = policies.save_only_these_names(NAME)
     return {
         "everything": None,
-        "lora": policies.save_only_these_names(_NAME),
+        "lora": policies.save_from_both_policies(named, _is_fused_attention),
         "dots": policies.dots_with_no_batch_dims_saveable,
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
-            names_which_can_be_offloaded=[_NAME],
+            names_which_can_be_offloaded=[NAME],
             offload_src="device",
             offload_dst="pinned_host",
         ),
         "nothing": policies.nothing_saveable,
     }[name]
+
+
+def _is_fused_attention(primitive: Any, *_: Any, **__: Any) -> bool:
+    """The forward kernel of cuDNN, whose second result, which its backward kernel reads, has no name."""
+    return primitive.name.startswith("dot_product_attention_fwd")

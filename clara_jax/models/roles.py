@@ -172,7 +172,7 @@ class RoleModel:
         return self.logits(params, hidden[:, -1], weights and weights.head), grown
 
     def decoding_weights(self, params: Params) -> DecodingWeights:
-        """The generator's weights laid out for decoding on the CPU; its adapter is in the kernels if float32."""
+        """The generator's weights laid out for decoding; its adapter is in the kernels if float32."""
         base, config = params["base"], self.decoder.config
         layers = base["layers"]
         if self.decoder.dtype != jnp.float32:

@@ -25,6 +25,8 @@ def _of_equation(equation: Any) -> float:
         (contracted, _), _ = params["dimension_numbers"]
         left = equation.invars[0].aval.shape
         return 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(left[axis] for axis in contracted)
+    if name.startswith("dot_product_attention_"):  # cuDNN's
+        return _fused_attention(equation)
     inner = [_flops(body) for value in params.values() for body in _bodies(value)]
     if not any(inner):
         return 0.0
@@ -37,6 +39,14 @@ def _of_equation(equation: Any) -> float:
     if name == "shard_map":
         return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"]) * sum(inner)
     return sum(inner)
+
+
+def _fused_attention(equation: Any) -> float:
+    """Two products forward; backward the scores once more, and a gradient for each factor of both."""
+    batch, queries, heads, dim = equation.invars[0].aval.shape
+    keys = equation.invars[1].aval.shape[1]
+    products = 5 if "bwd" in equation.primitive.name else 2
+    return products * 2.0 * batch * heads * queries * keys * dim
 
 
 def _bodies(value: Any) -> list[Any]:

@@ -1,7 +1,7 @@
 """The programs that a configuration runs, as shapes alone: nothing is read, downloaded or allocated.
 
-`train` is the real step of `clara_jax.training.step`, `compress` one batch of the compressor, `decode` one new token of
-a batch of prompts. Sizes that only data can tell (how long prompts are) are given as `Sizes`.
+`train` is the real step of `clara_jax.training.step`, `compress` one batch of the compressor, `decode` some new tokens
+of a batch of prompts. Sizes that only data can tell (how long prompts are) are given as `Sizes`.
 """
 
 import dataclasses
@@ -19,6 +19,7 @@ from clara_jax.data.tokenizer import LAYOUT_TOKENS
 from clara_jax.errors import fail
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.decoder import Decoder
+from clara_jax.models.decoding import decodes_apart
 from clara_jax.models.lora import adapter_shapes
 from clara_jax.models.roles import EncoderInputs, GeneratorInputs, Params, RoleModel
 from clara_jax.pretrained import default_dtype
@@ -32,6 +33,7 @@ from clara_jax.training.step import check_batch, make_step
 # A jitted function, the shapes of its arguments, and what one execution does: how many of what.
 Program = tuple[jax.stages.Wrapped, tuple[Any, ...], int, str]
 Task = Literal["train", "compress", "decode"]
+_NEW_TOKENS = 16  # of each row, in one execution of `decode`
 _SPECIAL = 3  # <AE>, <ENC> and <SEP>, beside the memory tokens
 
 
@@ -108,7 +110,7 @@ def _train(config: TrainConfig, model: RoleModel, params: Params, memory: int, m
 
 
 def _compress(config: TrainConfig, model: RoleModel, params: Params, memory: int, mesh: Mesh, sizes: Sizes) -> Program:
-    length = config.model.doc_max_length + LAYOUT_TOKENS + memory
+    length = _rounded(config.model.doc_max_length + LAYOUT_TOKENS + memory)
     rows = max(1, sizes.batch_tokens // length) * mesh.shape[DATA] * mesh.shape[FSDP]
 
     def encode(params: Params, inputs: EncoderInputs) -> jax.Array:
@@ -129,14 +131,51 @@ def _decode(config: TrainConfig, model: RoleModel, params: Params, memory: int, 
         values=_placed(cache.values, by_layer),
         valid=_placed(cache.valid, batch_sharding(mesh)),
     )
+    weights = None
+    if decodes_apart(mesh.devices.flat[0].platform):
+        weights = _decoding_weights(model, params, mesh)
+        layers = len(weights.layers)
+        params = {**params, "base": {name: leaf for name, leaf in params["base"].items() if name != "layers"}}
+        of_layer = NamedSharding(mesh, P((DATA, FSDP), TENSOR))
+        keys, values = (
+            (jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=of_layer),) * layers
+            for x in (cache.keys, cache.values)
+        )
+        cache = dataclasses.replace(cache, keys=keys, values=values)
 
-    def advance(params: Params, token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
-        embeddings = model.embed(params, token)
-        logits, grown = model.continue_prompt(params, embeddings, jnp.ones(token.shape, bool), cache)
-        return jnp.argmax(logits, axis=-1), grown
+    def advance(held: tuple[Params, Any], token: jax.Array, cache: Any) -> tuple[jax.Array, Any]:
+        params, weights = held
+
+        def one(carry: Any, _: None) -> Any:
+            token, cache = carry
+            embeddings = model.embed(params, token)
+            logits, grown = model.continue_prompt(params, embeddings, jnp.ones(token.shape, bool), cache, weights)
+            return (jnp.argmax(logits, axis=-1).astype(token.dtype)[:, None], grown), None
+
+        return jax.lax.scan(one, (token, cache), length=_NEW_TOKENS)[0]
 
     token = jax.ShapeDtypeStruct((rows, 1), jnp.int32, sharding=batch_sharding(mesh))
-    return jax.jit(on_mesh(mesh, advance), donate_argnums=2), (params, token, cache), rows, "tokens"
+    jitted = jax.jit(on_mesh(mesh, advance), donate_argnums=2)
+    return jitted, ((params, weights), token, cache), rows * _NEW_TOKENS, "tokens"
+
+
+def _decoding_weights(model: RoleModel, params: Params, mesh: Mesh) -> Any:
+    """Shapes of `RoleModel.decoding_weights`, each where the weight lies that it is made of."""
+
+    def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        names = tuple(entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey))
+        if not names:  # the head, [vocab, hidden]
+            sharding = base_sharding(mesh, ("embed",), leaf.shape)
+        elif names[0] == "lora":
+            sharding = replicated(mesh)
+        elif names[0] == "transposed" and names[-1] == "kernel":
+            spec = base_sharding(mesh, ("layers", *names[1:]), leaf.shape[::-1]).spec
+            sharding = NamedSharding(mesh, P(*spec[::-1]))
+        else:
+            sharding = base_sharding(mesh, ("layers", *names[1:]), leaf.shape)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree_util.tree_map_with_path(place, jax.eval_shape(model.decoding_weights, params))
 
 
 def compute_dtype(config: TrainConfig, mesh: Mesh) -> str:
@@ -154,8 +193,8 @@ def abstract_batch(config: TrainConfig, model: RoleModel, memory: int, sizes: Si
     retrieves = stage.samples == "retrieval"
     slots = min(config.objective.top_k, candidates) if retrieves else candidates
     prompt = sizes.prompt or min(slots * (memory + 1) + more + targets, config.data.prompt_max_length)
-    prompt, targets = -(-prompt // 8) * 8, min(targets, prompt)
-    document = config.model.doc_max_length + LAYOUT_TOKENS + memory
+    prompt, targets = _rounded(prompt), min(targets, prompt)
+    document = _rounded(config.model.doc_max_length + LAYOUT_TOKENS + memory)
     hidden, dtype = model.decoder.config.hidden_size, model.decoder.dtype
     stored = uses_store(config)
     flag = _array((rows, candidates), jnp.bool_)
@@ -163,7 +202,7 @@ def abstract_batch(config: TrainConfig, model: RoleModel, memory: int, sizes: Si
         documents=None if stored else _encoder_inputs((rows, candidates), document, memory),
         candidates=flag,
         prompts=_generator_inputs(rows, prompt, slots, memory, targets),
-        questions=_encoder_inputs((rows,), -(-(sizes.question + memory) // 8) * 8, memory) if retrieves else None,
+        questions=_encoder_inputs((rows,), _rounded(sizes.question + memory), memory) if retrieves else None,
         positives=flag if retrieves else None,
         rows=_array((rows,), jnp.int32),
         memories=_array((rows, candidates, memory, hidden), dtype) if stored else None,
@@ -194,6 +233,11 @@ def _params(config: TrainConfig, model: RoleModel, memory: int, mesh: Mesh) -> P
     params |= dict.fromkeys(roles, adapter)
     tokens = jax.ShapeDtypeStruct((memory, decoder.config.hidden_size), jnp.float32, sharding=whole)
     return params | {"memory_tokens": tokens}
+
+
+def _rounded(length: int) -> int:
+    """As batches of data are, whose lengths are multiples of 8."""
+    return -(-length // 8) * 8
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> Any:

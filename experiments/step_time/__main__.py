@@ -17,8 +17,8 @@ long as is printed, and a run does that ahead. The store of memories is filled b
 by itself. Without `--corpus` documents are generated (see `experiments.step_time.records`); it takes files of this
 project's records (.jsonl) or in SQuAD's format (.json). On the CPU the process is held to `--threads` cores.
 
-Untried, for want of one: a GPU (`--device cuda --dtype bfloat16 --hidden 4096 --layers 32 --heads 32 --kv-heads 8 --mlp
-14336` is Mistral 7B but for its vocabulary); both sides' weights lie on it at once.
+On a GPU (`--device cuda --dtype bfloat16 --attention cudnn --remat lora --hidden 4096 --layers 32 --heads 32
+--kv-heads 8 --mlp 14336 --no-ablations` is Mistral 7B but for its vocabulary) both sides' weights lie on it at once.
 """
 
 import argparse
@@ -28,21 +28,24 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 import torch
 
+from clara_jax.config import ModelConfig
 from clara_jax.data.pipeline import Counted
 from clara_jax.errors import run_command
+from clara_jax.models.attention import AttentionName
+from clara_jax.models.remat import RematPolicy
 from clara_jax.training.stages import StageName
 from experiments.compression.models import Shape
-from experiments.step_time.baseline import Baseline, add_adapters, make_batch
-from experiments.step_time.models import make_model
-from experiments.step_time.ours import LAYOUTS, Ours, Stage, make_stage, step_without_dropout
+from experiments.step_time.baseline import Baseline, add_adapters, load_checkpoint, make_batch
+from experiments.step_time.models import Made, make_model
+from experiments.step_time.ours import LAYOUTS, Layout, Ours, Stage, make_stage, step_without_dropout
 from experiments.step_time.records import generate_topics, read_topics, records_of, write_records
 
 REFERENCE, LEAN = "PyTorch + PEFT, as the reference", "PyTorch + PEFT, lean"
@@ -68,17 +71,28 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
+    parser.add_argument("--attention", choices=get_args(AttentionName), default="xla", help="clara_jax's")
+    parser.add_argument("--remat", choices=get_args(RematPolicy), default="everything", help="clara_jax's")
+    parser.add_argument("--no-ablations", action="store_true", help="leave out what has a thing taken away")
     for name, size in vars(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
+    parser.add_argument("--no-agreement", action="store_true", help="do not compare the first step (a program less)")
     options = parser.parse_args()
     _hold(options.device, options.threads)
     topics = read_topics(options.corpus) if options.corpus else generate_topics()
     if not options.corpus:
         print("documents are generated: words and lengths are drawn at random")
+    stages = STAGES if options.stage == "both" else (options.stage,)
+    records = {stage: records_of(topics, stage, options.records) for stage in stages}
+    texts = [document for of_stage in records.values() for record in of_stage for document in record["docs"]]
     found = {}
-    for stage in STAGES if options.stage == "both" else [options.stage]:
-        with tempfile.TemporaryDirectory() as folder:
-            found[stage] = _measure(stage, records_of(topics, stage, options.records), Path(folder), options)
+    with tempfile.TemporaryDirectory() as folder:
+        shape = Shape(**{name: getattr(options, name) for name in vars(Shape())})
+        made = make_model(Path(folder), texts, shape, options.dtype, options.device)
+        model = None
+        for stage in stages:
+            (Path(folder) / stage).mkdir()
+            found[stage], model = _measure(stage, records[stage], Path(folder) / stage, made, model, options)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "corpus")}
         settings["generated"] = not options.corpus
@@ -86,27 +100,29 @@ def main() -> None:
 
 
 def _measure(
-    stage: StageName, records: list[dict[str, Any]], folder: Path, options: argparse.Namespace
-) -> dict[str, Any]:
-    """One stage's figures, printed."""
+    stage: StageName, records: list[dict[str, Any]], folder: Path, made: Made, model: Any, options: argparse.Namespace
+) -> tuple[dict[str, Any], Any]:
+    """One stage's figures, printed, and PyTorch's `model` with adapters, which is made if there is none."""
     print(f"\n## {stage}\n", flush=True)
     write_records(folder / "records.jsonl", records)
-    shape = Shape(**{name: getattr(options, name) for name in vars(Shape())})
-    texts = [document for record in records for document in record["docs"]]
-    made = make_model(folder, texts, shape, options.dtype, options.device)
     batch_size = options.documents if stage == "compression_pretraining" else options.questions
-    ours = make_stage(folder, made, folder / "records.jsonl", stage, batch_size, options.dtype, print)
+    speed = ModelConfig(
+        str(made.base), str(made.checkpoint), dtype=options.dtype, attention=options.attention, remat=options.remat
+    )
+    ours = make_stage(folder, speed, folder / "records.jsonl", stage, batch_size, print)
+    layouts = LAYOUTS[stage][:1] if options.no_ablations else LAYOUTS[stage]
     special = ours.run.model.tokenizer.special
-    model = add_adapters(made, special, stage)
+    model = model or add_adapters(made, special)
+    load_checkpoint(model, made)
     baselines = {
         name: Baseline(model, stage, special.num_memory, lean) for name, lean in ((REFERENCE, False), (LEAN, True))
     }
     batches, making = _batches(ours, options.repeats)
-    agreement = _agree(ours, baselines, batches[0], options)
+    agreement = None if options.no_agreement else _agree(ours, layouts, baselines, batches[0], options)
     steps = Ours(ours.run, ours.run.step)
     of_batches, columns = [], []
     for counted in batches:
-        sides, sizes = _sides(ours, steps, baselines, counted, options.device)
+        sides, sizes = _sides(ours, steps, layouts, baselines, counted, options.device)
         of_batches.append(sides)
         columns.append(sizes)
     first = {name: _timed(step)[0] for name, step in of_batches[0].items()}  # compiles
@@ -115,9 +131,9 @@ def _measure(
     _print_table(figures)
     print(f"\nThe host makes a batch in {1e3 * making:.0f} ms.")
     found = {"agreement": agreement, "making_seconds": making, "figures": figures}
-    if ours.store:
+    if ours.store and not options.no_ablations:
         found["store"] = _store_figures(ours, times, batch_size)
-    return found
+    return found, model
 
 
 def _batches(ours: Stage, number: int) -> tuple[list[Counted], float]:
@@ -136,7 +152,11 @@ def _batches(ours: Stage, number: int) -> tuple[list[Counted], float]:
 
 
 def _agree(
-    ours: Stage, baselines: dict[str, Baseline], counted: Counted, options: argparse.Namespace
+    ours: Stage,
+    layouts: Sequence[Layout],
+    baselines: dict[str, Baseline],
+    counted: Counted,
+    options: argparse.Namespace,
 ) -> dict[str, tuple[float, float]]:
     """Loss and gradient norm of the sides' first steps without dropout. Raises `SystemExit` where they differ."""
     found, samples = {}, ours.samples(counted)
@@ -144,7 +164,7 @@ def _agree(
         batch = make_batch(samples, ours.run.model.tokenizer.special, options.device, baseline.lean)
         found[name] = baseline.loss_and_gradient_norm(batch)
     step = step_without_dropout(ours.run)
-    for layout in (LAYOUTS[ours.run.config.stage][0], LAYOUTS[ours.run.config.stage][-1]):
+    for layout in dict.fromkeys((layouts[0], layouts[-1])):
         found[layout.name] = Ours(ours.run, step)(ours.lay_out(counted, layout)[0])
     expected = np.array(found[REFERENCE])
     worst = max(np.abs(np.array(values) / expected - 1).max() for values in found.values())
@@ -156,7 +176,12 @@ def _agree(
 
 
 def _sides(
-    ours: Stage, steps: Ours, baselines: dict[str, Baseline], counted: Counted, device: str
+    ours: Stage,
+    steps: Ours,
+    layouts: Sequence[Layout],
+    baselines: dict[str, Baseline],
+    counted: Counted,
+    device: str,
 ) -> tuple[dict[str, Step], dict[str, int]]:
     """Every side's step on one batch, and the columns that it computes."""
     sides: dict[str, Step] = {}
@@ -164,7 +189,7 @@ def _sides(
     for name, baseline in baselines.items():
         batch = make_batch(ours.samples(counted), ours.run.model.tokenizer.special, device, baseline.lean)
         sides[name], columns[name] = functools.partial(baseline.step, batch), batch.columns
-    for layout in LAYOUTS[ours.run.config.stage]:
+    for layout in layouts:
         laid_out, columns[layout.name] = ours.lay_out(counted, layout)
         sides[layout.name] = functools.partial(steps, laid_out)
     return sides, columns

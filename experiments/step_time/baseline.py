@@ -84,8 +84,8 @@ def make_batch(samples: Sequence[Sample], special: SpecialTokens, device: str, l
     return _on(batch, device)
 
 
-def add_adapters(made: Made, special: SpecialTokens, stage: StageName) -> Any:
-    """The base with the checkpoint's adapters; in `compression_pretraining` memory tokens are trained."""
+def add_adapters(made: Made, special: SpecialTokens) -> Any:
+    """The base with an adapter for each role; where the embedding table is trained, only its memory tokens are."""
     base: Any = made.torch_base.requires_grad_(False)
     config = LoraConfig(
         task_type="CAUSAL_LM",
@@ -95,21 +95,26 @@ def add_adapters(made: Made, special: SpecialTokens, stage: StageName) -> Any:
         target_modules="all-linear",
     )
     model: Any = None
-    content = torch.load(made.checkpoint / ADAPTERS, weights_only=True)
-    for role, name in REFERENCE_NAMES.items():
+    for role in REFERENCE_NAMES:
         if model is None:
             model = PeftModel(base, config, role, autocast_adapter_dtype=False)
         else:
             model.add_adapter(role, config, autocast_adapter_dtype=False)
-        tensors = {f"base_model.model.{key}": tensor for key, tensor in content[name].items()}
-        set_peft_model_state_dict(model, tensors, role)
     model.to(base.dtype)
-    if "memory_tokens" in STAGES[stage].trains:
-        table = base.get_input_embeddings().weight.requires_grad_(True)
-        rows = torch.zeros(len(table), 1, dtype=table.dtype, device=table.device)
-        rows[special.memory_ids] = 1
-        table.register_hook(lambda gradient: gradient * rows)
+    table = base.get_input_embeddings().weight.requires_grad_(True)
+    rows = torch.zeros(len(table), 1, dtype=table.dtype, device=table.device)
+    rows[special.memory_ids] = 1
+    table.register_hook(lambda gradient: gradient * rows)
     return model
+
+
+def load_checkpoint(model: Any, made: Made) -> None:
+    """The checkpoint's adapters and embedding table into a model of `add_adapters`, whatever it has learned since."""
+    content = torch.load(made.checkpoint / ADAPTERS, weights_only=True)
+    for role, name in REFERENCE_NAMES.items():
+        set_peft_model_state_dict(model, {f"base_model.model.{key}": x for key, x in content[name].items()}, role)
+    with torch.no_grad():
+        model.get_base_model().get_input_embeddings().weight.copy_(made.table)
 
 
 class Baseline:
@@ -120,7 +125,7 @@ class Baseline:
         self.base = model.get_base_model()
         self.end_to_end = stage == "end_to_end"
         marks = tuple(f".{name}." for name in STAGES[stage].trains)
-        table = self.base.get_input_embeddings().weight
+        table = self.base.get_input_embeddings().weight.requires_grad_("memory_tokens" in STAGES[stage].trains)
         self.trained = [p for name, p in model.named_parameters() if any(mark in name for mark in marks)]
         self.trained += [table] if table.requires_grad else []
         self.optimizer = torch.optim.AdamW(

@@ -22,11 +22,12 @@ TOP_K = 5
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """The folders of base model and checkpoint, and the base as transformers' model on its device."""
+    """The folders of base model and checkpoint, the base as transformers' model on its device, its embedding table."""
 
     base: Path
     checkpoint: Path
     torch_base: Any
+    table: torch.Tensor
 
 
 def make_model(folder: Path, texts: list[str], shape: Shape, dtype: str, device: str) -> Made:
@@ -63,4 +64,4 @@ def make_model(folder: Path, texts: list[str], shape: Shape, dtype: str, device:
     tables = [layer.weight.detach().float().cpu().numpy() for layer in (model.get_input_embeddings(), model.lm_head)]
     settings = CheckpointConfig(str(base), DOC_MAX_LENGTH, RATE, LORA.rank, TOP_K)
     write_checkpoint(checkpoint, settings, decoder_config, adapters, tables[0], tables[1])
-    return Made(base, checkpoint, model)
+    return Made(base, checkpoint, model, model.get_input_embeddings().weight.detach().cpu().clone())

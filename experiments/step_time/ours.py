@@ -26,7 +26,7 @@ from clara_jax.training.stages import STAGES, StageName
 from clara_jax.training.step import Step, make_step
 from experiments.compression.models import DOC_MAX_LENGTH
 from experiments.step_time.baseline import LEARNING_RATE, MSE_WEIGHT, QUESTION_MAX_LENGTH, TEMPERATURE
-from experiments.step_time.models import LORA, TOP_K, Made
+from experiments.step_time.models import LORA, TOP_K
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,18 +107,17 @@ class Ours:
 
 def make_stage(
     folder: Path,
-    made: Made,
+    model: ModelConfig,
     records: Path,
     stage: StageName,
     batch_size: int,
-    dtype: str,
     report: Callable[[str], None],
 ) -> Stage:
     """Prepare a run as `clara_jax.train` does, on one device, and fill its store of memories under the clock."""
     config = TrainConfig(
         run_dir=str(folder / "run"),
         stage=stage,
-        model=ModelConfig(str(made.base), str(made.checkpoint), dtype=dtype),  # type: ignore[arg-type]
+        model=model,
         data=DataConfig(
             [str(records)],
             question_max_length=QUESTION_MAX_LENGTH,
