@@ -1,9 +1,11 @@
 """The number type of norms, softmax, logits and losses: float32, whatever the compute type (float64 stays float64)."""
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 
@@ -17,7 +19,7 @@ def widen(x: Array) -> Array:
     return x.astype(wide(x.dtype))
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def wide_product(x: Float[Array, "*rows inner"], weights: Float[Array, "inner outer"]) -> Float[Array, "*rows outer"]:
     """X @ weights with the result in at least float32; gradients are multiplied in the type of the factors.
 
@@ -27,20 +29,16 @@ def wide_product(x: Float[Array, "*rows inner"], weights: Float[Array, "inner ou
     return _multiply(x, weights, wide(x.dtype))
 
 
-def _forward(x: Array, weights: Array) -> tuple[Array, tuple[Array, Array]]:
-    return wide_product(x, weights), (x, weights)
-
-
-def _backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, weights = factors
-    gradient = gradient.astype(x.dtype)
-    rows = _multiply(x.reshape(-1, x.shape[-1]).T, gradient.reshape(-1, gradient.shape[-1]), weights.dtype)
-    return _multiply(gradient, weights.T, x.dtype), rows
+@functools.partial(wide_product.defjvp, symbolic_zeros=True)
+def _wide_product_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tuple[Array, Array]:
+    (x, weights), (x_tangent, weights_tangent) = primals, tangents
+    result = wide_product(x, weights)
+    parts = [(x_tangent, weights), (x, weights_tangent)]
+    known = [part for part in parts if not any(isinstance(factor, SymbolicZero) for factor in part)]
+    first, *others = (_multiply(left, right, x.dtype) for left, right in known)
+    return result, sum(others, start=first).astype(result.dtype)
 
 
 def _multiply(left: Array, right: Array, dtype: Any) -> Array:
     precision = None if left.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
     return jnp.matmul(left, right, precision=precision, preferred_element_type=dtype)
-
-
-wide_product.defvjp(_forward, _backward)
