@@ -63,7 +63,8 @@ def main() -> None:
 
 
 def as_json(config: TrainConfig, found: Estimate) -> dict[str, Any]:
-    """An estimate as plain numbers, with the options that lead to it."""
+    """An estimate as plain numbers, with the options that lead to it; null for what is not known."""
+    program = found.program
     return {
         "options": describe(config),
         "fits": found.fits,
@@ -72,9 +73,9 @@ def as_json(config: TrainConfig, found: Estimate) -> dict[str, Any]:
         "available": found.available,
         "base_bytes": found.base_bytes,
         "flops": found.flops,
-        "traffic": found.traffic,
-        "exchanged": found.exchanged(),
-        "largest_gather": found.largest_gather,
+        "traffic": None if program is None else program.traffic,
+        "exchanged": None if program is None else program.by_kind(),
+        "largest_gather": None if program is None else program.largest_gather,
         "seconds": found.seconds,
         "bound": found.bound,
         "compile_seconds": found.compile_seconds,

@@ -5,11 +5,13 @@ slice, network between slices. The largest is a bound from below of one executio
 the compiler's and the hardware's affair.
 """
 
-import collections
 import dataclasses
 import re
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -19,6 +21,7 @@ from clara_jax.planning.hlo import Collective, Program, read_program
 from clara_jax.planning.workload import Workload
 
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "": 1}
+_TEXT = "*after_optimizations.txt"  # the file of a compiled program's text, on every backend of XLA
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Memory:
 class Estimate:
     """One compiled program on one mesh. FLOPs and bytes are of one execution on each device.
 
-    `memory` is None where it does not fit, `missing` says then how many bytes there are too few. `collectives` are the
-    program's, `seconds` the roofline's times by resource.
+    `memory` is None where it does not fit, `missing` says then how many bytes there are too few. `program` is what the
+    compiled text says, None where there is none: of `seconds`, the roofline's times by resource, only those of the
+    matrix units are known then.
     """
 
     memory: Memory | None
@@ -49,8 +53,7 @@ class Estimate:
     available: float
     base_bytes: int
     flops: float
-    traffic: int
-    collectives: tuple[Collective, ...]
+    program: Program | None
     seconds: dict[str, float]
     compile_seconds: float
 
@@ -62,25 +65,12 @@ class Estimate:
     @property
     def bound(self) -> str:
         """The resource that holds the program."""
-        return max(self.seconds, key=self.seconds.__getitem__)
+        return "not known" if self.program is None else max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def step_seconds(self) -> float:
         """The roofline's time of one execution."""
-        return self.seconds[self.bound]
-
-    @property
-    def largest_gather(self) -> int:
-        """Bytes of the largest result of an all-gather, which is how weights are exchanged."""
-        return max((one.bytes for one in self.collectives if one.kind == "all-gather"), default=0)
-
-    def exchanged(self) -> dict[str, tuple[int, int]]:
-        """Executions and bytes of results by kind of collective."""
-        found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
-        for one in self.collectives:
-            times, size = found[one.kind]
-            found[one.kind] = times + one.times, size + one.bytes * one.times
-        return dict(found)
+        return max(self.seconds.values())
 
 
 def estimate(workload: Workload) -> Estimate:
@@ -90,18 +80,18 @@ def estimate(workload: Workload) -> Estimate:
     start = time.perf_counter()
     traced = workload.function.trace(*workload.arguments)
     flops = program_flops(traced.jaxpr) / len(devices)
+    seconds = {"matrix units": flops / chip.flops}
     try:
-        compiled = traced.lower().compile()
+        compiled, text = _compile(traced.lower())
     except jax.errors.JaxRuntimeError as error:
         missing = _missing(str(error))
         if missing is None:
             raise
-        seconds = {"matrix units": flops / chip.flops}
         took = time.perf_counter() - start
-        return Estimate(None, missing, chip.memory, workload.base_bytes, flops, 0, (), seconds, took)
+        return Estimate(None, missing, chip.memory, workload.base_bytes, flops, None, seconds, took)
     took = time.perf_counter() - start
-    program = read_program(compiled.as_text())
-    stats = compiled.memory_analysis()
+    program = None if text is None else read_program(text)
+    stats: Any = compiled.memory_analysis()
     memory = Memory(
         stats.argument_size_in_bytes,
         stats.temp_size_in_bytes,
@@ -114,9 +104,8 @@ def estimate(workload: Workload) -> Estimate:
         available=chip.memory,
         base_bytes=workload.base_bytes,
         flops=flops,
-        traffic=program.traffic,
-        collectives=program.collectives,
-        seconds=roofline(program, flops, chip, devices),
+        program=program,
+        seconds=seconds if program is None else roofline(program, flops, chip, devices),
         compile_seconds=took,
     )
 
@@ -135,6 +124,18 @@ def roofline(program: Program, flops: float, chip: Chip, devices: Sequence[jax.D
         "links": links / chip.link_rate,
     }
     return times | ({"network": network / chip.network_rate} if len(set(slices)) > 1 else {})
+
+
+def _compile(lowered: jax.stages.Lowered) -> tuple[jax.stages.Compiled, str | None]:
+    """The compiled program and its text, None if the compiler leaves none.
+
+    Not `compiled.as_text()`: libtpu 0.0.52 cannot read back what it makes of a scatter or an exchange on SparseCores
+    (v5p, v6e, 7x).
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
+        files = list(Path(folder).glob(_TEXT))
+        return compiled, files[0].read_text() if len(files) == 1 else None
 
 
 def _moved(one: Collective, slices: Sequence[int]) -> tuple[float, float]:

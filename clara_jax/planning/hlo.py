@@ -4,6 +4,7 @@ XLA's own cost analysis counts the body of a loop once. Here it counts as often 
 too.
 """
 
+import collections
 import dataclasses
 import functools
 import re
@@ -72,12 +73,25 @@ class Program:
         """Bytes of the results of all collectives, on each device."""
         return sum(one.bytes * one.times for one in self.collectives)
 
+    @property
+    def largest_gather(self) -> int:
+        """Bytes of the largest result of an all-gather, which is how weights are exchanged."""
+        return max((one.bytes for one in self.collectives if one.kind == "all-gather"), default=0)
+
+    def by_kind(self) -> dict[str, tuple[int, int]]:
+        """Executions and bytes of results by kind of collective."""
+        found: dict[str, tuple[int, int]] = collections.defaultdict(lambda: (0, 0))
+        for one in self.collectives:
+            times, size = found[one.kind]
+            found[one.kind] = times + one.times, size + one.bytes * one.times
+        return dict(found)
+
 
 _NOTHING = Program((), 0, ())
 
 
 def read_program(text: str) -> Program:
-    """Read `compiled.as_text()`, of any backend.
+    """Read a compiled program's text, of any backend.
 
     Arrays in on-chip memory (TPU's VMEM) and in the host's memory make no traffic. Of a conditional the branch that
     moves most counts. Raises UserError for a loop whose number of turns depends on data.
@@ -121,12 +135,27 @@ def _execute(module: Module, inside: Computation, done: Instruction) -> Program:
         return max(branches, key=lambda branch: branch.traffic + branch.exchanged)
     if done.op == "call" or (done.op == "async-start" and done.called("calls")):
         return _run(module, module.computations[done.called("to_apply") or done.called("calls")])
+    if stands_for := _stands_for(module, done):
+        return _run(module, stands_for)
     if done.op in _FREE or done.op.endswith(("-done", "-update")):
         return _NOTHING
     if done.op == "fusion":
         fused = module.computations[done.called("calls")]
         return Program(_fused_collectives(module, fused, done.source), _fusion_traffic(module, inside, done, fused), ())
     return Program(_collectives(module, done), _traffic(inside, done), ())
+
+
+def _stands_for(module: Module, done: Instruction) -> Computation | None:
+    """What a custom call computes if it is told: TPU writes work of its SparseCores so, collectives too.
+
+    Where it has another result, as that of a comparison, it is but a part of the work.
+    """
+    called = module.computations.get(done.called("called_computations")) if done.op == "custom-call" else None
+    return called if called and _shapes(called.instructions[called.root]) == _shapes(done) else None
+
+
+def _shapes(done: Instruction) -> list[tuple[str, tuple[int, ...]]]:
+    return [(leaf.dtype, leaf.shape) for leaf in done.leaves]
 
 
 # ---- collectives

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 from clara_jax.planning.estimate import Estimate
+from clara_jax.planning.hlo import Program
 from clara_jax.planning.search import Tried, describe
 from clara_jax.planning.workload import Workload
 
@@ -20,22 +21,15 @@ def full(found: Estimate, workload: Workload, layer_bytes: int) -> str:
         *_memory(found),
         "",
         f"work per device        {found.flops / 1e12:10.1f} TFLOP (products, recomputation and padding counted)",
-        f"memory traffic         {found.traffic / _GB:10.1f} GB",
+        *_program(found.program, layer_bytes),
     ]
-    for kind, (times, size) in sorted(found.exchanged().items()):
-        lines.append(f"{kind:<22} {size / _GB:10.2f} GB in {times} exchanges (results)")
-    if found.collectives:
-        share = found.largest_gather / layer_bytes
-        lines.append(
-            f"largest all-gather     {found.largest_gather / _GB:10.3f} GB, {share:.2f} of one layer's weights "
-            f"({layer_bytes / _GB:.3f} GB)"
-        )
     if found.memory is not None:
         lines += ["", "roofline, seconds that each would take alone"]
         lines += [f"  {name:<20} {seconds:10.4f}" for name, seconds in found.seconds.items()]
         rate = workload.items / found.step_seconds
+        held = "" if found.program is None else f", held by {found.bound}"
         lines.append(
-            f"at least {found.step_seconds:.3f} s a step, held by {found.bound}: "
+            f"at least {found.step_seconds:.3f} s a step{held}: "
             f"{rate:.0f} {workload.unit}/s at most, {rate / devices:.2f} per device"
         )
     return "\n".join(lines)
@@ -57,6 +51,21 @@ def table(tried: Sequence[Tried]) -> str:
             f"{found.bound} | {links} | {found.compile_seconds:.0f} s |"
         )
     return "\n".join(rows)
+
+
+def _program(program: Program | None, layer_bytes: int) -> list[str]:
+    if program is None:
+        return ["memory traffic and exchanges are not known: there is no text of a compiled program"]
+    lines = [f"memory traffic         {program.traffic / _GB:10.1f} GB"]
+    for kind, (times, size) in sorted(program.by_kind().items()):
+        lines.append(f"{kind:<22} {size / _GB:10.2f} GB in {times} exchanges (results)")
+    if program.collectives:
+        share = program.largest_gather / layer_bytes
+        lines.append(
+            f"largest all-gather     {program.largest_gather / _GB:10.3f} GB, {share:.2f} of one layer's weights "
+            f"({layer_bytes / _GB:.3f} GB)"
+        )
+    return lines
 
 
 def _memory(found: Estimate) -> list[str]:

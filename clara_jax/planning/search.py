@@ -59,7 +59,7 @@ def all_choices(
 ) -> list[Tried]:
     """Every mesh of powers of two with few model axes, each with the policies and parts that may pay, fastest first."""
     tried = _try_all(_choices(config, len(devices), task), shape, devices, sizes, task, report)
-    return sorted(tried, key=lambda one: (not one[1].fits, one[1].step_seconds))
+    return sorted(tried, key=lambda one: (not one[1].fits, one[1].program is None, one[1].step_seconds))
 
 
 def describe(config: TrainConfig) -> str:

@@ -89,10 +89,11 @@ def _table(figures: dict[str, Any]) -> str:
         model, stage, pod = key.split(" ", 2)
         memory = one["memory"]
         size = "does not fit" if memory is None else f"{sum(memory.values()) / 1e9:.1f} of {one['available'] / 1e9:.1f}"
+        gather = "not known" if one["largest_gather"] is None else f"{one['largest_gather'] / 1e9:.2f} GB"
         choice = " ".join(option.removeprefix("--").replace("mesh.", "") for option in one["options"].split())
         rows.append(
             f"| {MODELS[model]} {stage} | {pod} | {choice} | {one['batch_size']} | {size} | "
-            f"{one['base_bytes'] / 1e9:.1f} | {one['largest_gather'] / 1e9:.2f} GB | "
+            f"{one['base_bytes'] / 1e9:.1f} | {gather} | "
             f"{max(one['seconds'].values()):.2f} s | {one['bound']} | {one['compile_seconds']:.0f} s |"
         )
     return "\n".join(rows)

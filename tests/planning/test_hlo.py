@@ -13,7 +13,9 @@ from clara_jax.errors import UserError
 from clara_jax.planning.hlo import Program, read_program
 from clara_jax.planning.hlo_text import group_of, parse_type
 
-TPU = Path(__file__).parent / "tpu"  # compiled for v5e:2x2 by libtpu 0.0.52; only `backend_config`s were cut away
+# Compiled by libtpu 0.0.52 for v5e:2x2 (sparse_core for tpu7x:2x2x1); only `backend_config`s and stack frames were cut
+# away.
+TPU = Path(__file__).parent / "tpu"
 OUTER, INNER, WIDTH = 3, 5, 64
 MIB = 2**20
 
@@ -176,6 +178,14 @@ def test_tpu_reduce_scatter():
     assert collectives(program) == [("reduce-scatter", MIB // 2, (0, 1, 2, 3), 1)]
     assert program.collectives[0].shape == (256, 1024) and program.collectives[0].source == "jit(rs)/dot_general"
     assert program.traffic == 2 * MIB + MIB // 2
+
+
+def test_tpu_sparse_cores():
+    """TPU hides what its SparseCores do in custom calls: an exchange there must not be left out."""
+    program = read_program((TPU / "sparse_core.txt").read_text())
+    assert collectives(program) == [("all-reduce", MIB, tuple(range(8)), 1)]
+    copied, reduced, scattered = 2 * 2, 2, 3 / 4  # of 1 MiB; a quarter is added to, in place
+    assert program.traffic == pytest.approx((copied + reduced + scattered) * MIB, abs=4000)  # and places
 
 
 # In the form that XLA gives such pairs on a GPU (written by hand).

@@ -11,6 +11,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from clara_jax import benchmark as benchmark_command
 from clara_jax import preflight
@@ -20,7 +21,7 @@ from clara_jax.models.config import DecoderConfig
 from clara_jax.models.lora import adapter_shapes
 from clara_jax.planning import topology
 from clara_jax.planning.chips import Chip
-from clara_jax.planning.estimate import Estimate, Memory, roofline
+from clara_jax.planning.estimate import Estimate, Memory, estimate, roofline
 from clara_jax.planning.flops import program_flops
 from clara_jax.planning.hlo import Collective, Program, read_program
 from clara_jax.planning.known_models import KNOWN_MODELS, shape_of
@@ -178,7 +179,7 @@ def test_suggestions_go_on_until_one_fits(monkeypatch: pytest.MonkeyPatch):
         tried.append(config)
         fits = config.mesh.fsdp == 8 and config.model.remat == "nothing" and config.micro_batches == 2
         memory = Memory(0, 0, 0, 0) if fits else None
-        return Estimate(memory, 0 if fits else 10**9, 1.0, 0, 1.0, 0, (), {"memory": 1.0}, 0.0)
+        return Estimate(memory, 0 if fits else 10**9, 1.0, 0, 1.0, None, {"memory": 1.0}, 0.0)
 
     monkeypatch.setattr("clara_jax.planning.search.estimate_config", fake)
     said: list[str] = []
@@ -227,9 +228,34 @@ def test_benchmark_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "| step, median |" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("memory", [1e9, 2e5])
-def test_preflight_on_devices_at_hand(memory: float, monkeypatch: pytest.MonkeyPatch, capsys):
+@pytest.mark.parametrize("name", ["", "v5p:2x2x2"])
+def test_a_text_that_cannot_be_read_back(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Libtpu fails to read back its own scatter of a v5p: if this broke, nothing would be told of such a program."""
+    if name:
+        pytest.importorskip("libtpu")
+    monkeypatch.setattr(jax.stages.Compiled, "as_text", lambda _: pytest.fail("read back"))
+    monkeypatch.setattr("clara_jax.planning.estimate.chip_of", lambda kind: Chip(1e12, 1e9, 1e11, 1e10, 1e9))
+    mesh = make_mesh(MeshConfig(8, 1, 1), topology.topology_devices(name) if name else jax.devices())
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    table = jax.ShapeDtypeStruct((2048, 512), np.float32, sharding=place)
+    places = jax.ShapeDtypeStruct((2048,), np.int32, sharding=place)
+
+    def scatter(table: Any, places: Any) -> Any:
+        return jax.lax.psum(table.at[np.arange(256), places].add(1.0), "data")
+
+    by_device = jax.shard_map(scatter, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec())
+    found = estimate(Workload(jax.jit(by_device), (table, places), mesh, 0, 1, "scatters"))
+    assert found.fits and found.program is not None
+    assert found.program.by_kind() == {"all-reduce": (1, 2**19)}
+
+
+@pytest.mark.parametrize(("memory", "text"), [(1e9, True), (2e5, False)])
+def test_preflight_on_devices_at_hand(
+    memory: float, text: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     """The whole command, with CPU devices for a topology: a user acts on what it says, and on its status."""
+    if not text:
+        monkeypatch.setattr("clara_jax.planning.estimate._TEXT", "none")
     monkeypatch.setattr(preflight, "topology_devices", lambda *_: jax.devices())
     monkeypatch.setattr(jax.config, "update", lambda *_: None)
     monkeypatch.setattr("clara_jax.planning.estimate.chip_of", lambda kind: Chip(1e12, memory, 1e11, 1e10, 1e9))
@@ -237,11 +263,15 @@ def test_preflight_on_devices_at_hand(memory: float, monkeypatch: pytest.MonkeyP
     config = ["--run_dir=x", "--stage=compression_pretraining", f"--model.base={FIXTURES / 'mistral_window' / 'base'}"]
     config += ["--data.path=[x.jsonl]", "--model.doc_max_length=16", "--model.compression_rate=8", "--lora.rank=2"]
     more = ["--batch_size=8", "--sizes.prompt=32", "--sizes.targets=8", "--topology=v5e:2x4"]
+    more += [f"--json={tmp_path / 'figures.json'}"]
     monkeypatch.setattr(sys, "argv", ["preflight", *config, *more])
     with pytest.raises(SystemExit) as stopped:
         preflight.main()
     said = capsys.readouterr().out
-    assert "8 x cpu (data 8 x fsdp 1 x tensor 1)" in said and "held by" in said
+    assert "8 x cpu (data 8 x fsdp 1 x tensor 1)" in said
+    assert ("held by" in said) == ("all-reduce" in said) == ("exchanges are not known" not in said) == text
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["memory"] is not None and (figures["exchanged"] is not None) == text
     if memory == 1e9:
         assert stopped.value.code == 0 and "fits: 0.00 GB of 1.0 GB a device" in said
     else:
