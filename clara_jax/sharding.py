@@ -236,5 +236,12 @@ def on_mesh(mesh: Mesh, function: F) -> F:
     return cast(F, traced)
 
 
+def vary_as(x: Array, other: Array) -> Array:
+    """`x` typed as differing between the shards that `other` differs between: factors with a rule of their own must."""
+    has, wanted = (jax.typeof(one).manual_axis_type.varying for one in (x, other))
+    missing = tuple(wanted - has)
+    return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+
 def _is_auto(mesh: Any, name: str) -> bool:
     return name in mesh.axis_names and mesh.axis_types[mesh.axis_names.index(name)] == AxisType.Auto

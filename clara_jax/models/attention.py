@@ -8,7 +8,7 @@ None of them gives way to another: what does not fit is an error (`check_attenti
 """
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ from jaxtyping import Array, Bool, Float
 
 from clara_jax.errors import fail
 from clara_jax.models.config import DecoderConfig
-from clara_jax.models.precision import wide
-from clara_jax.models.remat import NAME
+from clara_jax.models.precision import of_products, wide, widen
+from clara_jax.models.remat import NAME, keep
 from clara_jax.sharding import over_rows_and_heads
 
 AttentionName = Literal["xla", "cudnn", "splash"]
@@ -25,6 +25,7 @@ _BLOCK = 128  # columns of a block of splash attention
 _EVEN = 8  # cuDNN's lengths are made multiples of
 
 
+@jax.custom_vjp
 def attend(
     query: Float[Array, "batch queries heads dim"],
     key: Float[Array, "batch kv_heads keys dim"],
@@ -34,17 +35,55 @@ def attend(
     """softmax(query key^T / sqrt(dim)) value, each group of heads sharing one key-value head.
 
     Scores and softmax are float32. `mask` marks the keys that a query may look at; a query that may look at
-    none (padding) gets a finite value that nothing reads.
+    none (padding) gets a finite value that nothing reads. The backward pass makes the weights again, from each query's
+    largest score and the sum of its weights before they are divided by it.
     """
-    batch, queries, heads, dim = query.shape
+    return _attend(query, key, value, mask)[0]
+
+
+def _attend(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
+    grouped = _grouped(query, key)
+    scores = _scores(grouped, key, mask)
+    largest = keep(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = keep(jnp.sum(weights, axis=-1, keepdims=True))
+    mixed = _product("bkgqt,bktd->bkgqd", (weights / total).astype(value.dtype), value)
+    mixed = keep(mixed.transpose(0, 3, 1, 2, 4).reshape(query.shape))
+    return mixed, (query, key, value, mask, mixed, largest, total)
+
+
+def _attend_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, Array, Array, None]:
+    query, key, value, mask, mixed, largest, total = kept
+    grouped, gradient, mixed = (_grouped(x, key) for x in (query, gradient, mixed))
+    weights = jnp.exp(_scores(grouped, key, mask) - largest) / total
+    along = jnp.sum(widen(gradient) * widen(mixed), axis=-1, keepdims=True)
+    of_weights = _product("bkgqd,bktd->bkgqt", gradient, value, wide(query.dtype))
+    of_scores = (weights * (of_weights - along) / math.sqrt(query.shape[-1])).astype(query.dtype)
+    of_query = _product("bkgqt,bktd->bkgqd", of_scores, key).transpose(0, 3, 1, 2, 4).reshape(query.shape)
+    # The narrow factor on the left: on the right, XLA's CPU code would turn the scores first.
+    of_key = _product("bkgqd,bkgqt->bkdt", grouped, of_scores)
+    of_value = _product("bkgqd,bkgqt->bkdt", gradient, weights.astype(value.dtype))
+    of_key, of_value = jax.lax.optimization_barrier((of_key, of_value))
+    return of_query, jnp.swapaxes(of_key, 2, 3), jnp.swapaxes(of_value, 2, 3), None
+
+
+attend.defvjp(_attend, _attend_backward)
+
+
+def _grouped(x: Array, key: Array) -> Array:
+    """[batch, kv_heads, group, length, dim]: in another order of axes XLA's CPU code multiplies many times slower."""
+    batch, length, heads, dim = x.shape
     kv_heads = key.shape[1]
-    # Products in the order of axes that matrix multiplication has: in another, XLA's CPU code is many times slower.
-    grouped = query.reshape(batch, queries, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
-    scores = jnp.einsum("bkgqd,bktd->bkgqt", grouped, key, preferred_element_type=wide(query.dtype))
-    scores = jnp.where(mask[:, :, None], scores / math.sqrt(dim), jnp.finfo(scores.dtype).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bkgqt,bktd->bkgqd", weights, value)
-    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, queries, heads, dim)
+    return x.reshape(batch, length, kv_heads, heads // kv_heads, dim).transpose(0, 2, 3, 1, 4)
+
+
+def _scores(grouped: Array, key: Array, mask: Array) -> Array:
+    scores = _product("bkgqd,bktd->bkgqt", grouped, key, wide(key.dtype))
+    return jnp.where(mask[:, :, None], scores / math.sqrt(key.shape[-1]), jnp.finfo(scores.dtype).min)
+
+
+def _product(axes: str, left: Array, right: Array, dtype: Any = None) -> Array:
+    return jnp.einsum(axes, left, right, precision=of_products(left.dtype), preferred_element_type=dtype)
 
 
 def attend_cudnn(

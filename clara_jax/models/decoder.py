@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from clara_jax.models.attention import AttentionName, attend, attend_cudnn, attend_splash
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.decoding import KeyValueCache, Layers, write_columns
+from clara_jax.models.lora import draw_kept, multiply_wide
 from clara_jax.models.precision import wide_product, widen
 from clara_jax.models.remat import RematPolicy, keep, remat_policy
 from clara_jax.models.rotary import rotary_tables, rotate
@@ -123,9 +123,9 @@ class DecoderLayer(nn.Module):
         if self.lora_dropout > 0 and self.has_rng("dropout"):
             share = 1 - self.lora_dropout
             scale /= share
-            x = jnp.where(_draw_kept(self.make_rng("dropout"), rows, share, (x.shape[1], x.shape[2])), x, 0)
+            x = jnp.where(draw_kept(self.make_rng("dropout"), rows, share, (x.shape[1], x.shape[2])), x, 0)
         down = keep(x @ adapter["a"].astype(self.dtype))
-        return (down * scale) @ adapter["b"].astype(self.dtype)
+        return multiply_wide(down * scale, adapter["b"].astype(self.dtype))
 
     def _norm(self, name: str, x: Array) -> Array:
         scale = self.param(name, nn.initializers.ones, (x.shape[-1],))
@@ -278,26 +278,6 @@ def _init_projection(rng: Array, shape: tuple[int, int], biased: bool) -> dict[s
     if biased:
         weights["bias"] = jnp.zeros(shape[1])
     return weights
-
-
-def _draw_kept(rng: Array, rows: Array, share: float, shape: tuple[int, int]) -> Array:
-    """Which inputs dropout keeps, [rows, *shape]; every row has a key of its own.
-
-    An input's number is hashed with its row's key: MurmurHash3's finaliser of their sum, times an odd number of the key
-    (multiply-shift hashing). That takes a dozen integer operations where the input is read, and is made again in the
-    backward pass; a cryptographic generator takes a hundred, and its words have to be stored.
-    """
-    columns, features = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
-    number = columns * np.uint32(shape[1]) + features
-
-    def of_row(row: Array) -> Array:
-        start, factor = jax.random.bits(jax.random.fold_in(rng, row), (2,), jnp.uint32)
-        mixed = number + start
-        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
-        mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
-        return (mixed ^ (mixed >> 16)) * (factor | 1) < np.uint32(min(round(share * 2**32), 2**32 - 1))
-
-    return jax.vmap(of_row)(rows)
 
 
 def _split(x: Array, widths: list[int]) -> list[Array]:

@@ -12,10 +12,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from clara_jax.errors import fail
 from clara_jax.models.config import DecoderConfig
+from clara_jax.models.precision import of_products
+from clara_jax.sharding import vary_as
 
 Adapter = dict[str, Any]
 
@@ -81,3 +83,53 @@ def merge_adapter(layers: dict[str, Any], adapter: Adapter, config: DecoderConfi
         for name, part in zip(targets, jnp.split(update, ends, axis=-1), strict=True):
             merged[name] = {**layers[name], "kernel": layers[name]["kernel"] + part}
     return merged
+
+
+def draw_kept(
+    rng: PRNGKeyArray, rows: Int[Array, " rows"], share: float, shape: tuple[int, int]
+) -> Bool[Array, "rows length features"]:
+    """Which inputs dropout keeps, [rows, *shape]; every row has a key of its own.
+
+    An input's number is hashed with its row's key: MurmurHash3's finaliser of their sum, times an odd number of the key
+    (multiply-shift hashing). That takes a dozen integer operations where the input is read, and is made again in the
+    backward pass; a cryptographic generator takes a hundred, and its words have to be stored.
+    """
+    columns, features = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+    number = columns * np.uint32(shape[1]) + features
+
+    def of_row(row: Array) -> Array:
+        start, factor = jax.random.bits(jax.random.fold_in(rng, row), (2,), jnp.uint32)
+        mixed = number + start
+        mixed = (mixed ^ (mixed >> 16)) * np.uint32(0x85EBCA6B)
+        mixed = (mixed ^ (mixed >> 13)) * np.uint32(0xC2B2AE35)
+        return (mixed ^ (mixed >> 16)) * (factor | 1) < np.uint32(min(round(share * 2**32), 2**32 - 1))
+
+    return jax.vmap(of_row)(rows)
+
+
+def multiply_wide(narrow: Float[Array, "*rows rank"], b: Float[Array, "rank out"]) -> Float[Array, "*rows out"]:
+    """The wide half of an adapter: narrow @ b, with the gradient of b as a product that has `narrow` on its left.
+
+    As differentiation would have it, with the wide gradient on the left, XLA's CPU code turns that gradient first.
+    """
+    return _multiply_wide(narrow, vary_as(b, narrow))
+
+
+@jax.custom_vjp
+def _multiply_wide(narrow: Array, b: Array) -> Array:
+    return jnp.matmul(narrow, b, precision=of_products(b.dtype))
+
+
+def _forward(narrow: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _multiply_wide(narrow, b), (narrow, b)
+
+
+def _backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    narrow, b = factors
+    rows, of_rows = (x.reshape(-1, x.shape[-1]) for x in (narrow, gradient))
+    precision = of_products(b.dtype)
+    of_b = jax.lax.dot_general(rows, of_rows, (((0,), (0,)), ((), ())), precision=precision)
+    return jnp.einsum("...o,ro->...r", gradient, b, precision=precision), of_b
+
+
+_multiply_wide.defvjp(_forward, _backward)

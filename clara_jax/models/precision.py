@@ -19,6 +19,11 @@ def widen(x: Array) -> Array:
     return x.astype(wide(x.dtype))
 
 
+def of_products(dtype: Any) -> jax.lax.Precision | None:
+    """The precision of products: full for float32, which accelerators otherwise round."""
+    return None if dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
+
+
 @jax.custom_jvp
 def wide_product(x: Float[Array, "*rows inner"], weights: Float[Array, "inner outer"]) -> Float[Array, "*rows outer"]:
     """X @ weights with the result in at least float32; gradients are multiplied in the type of the factors.
@@ -40,5 +45,4 @@ def _wide_product_jvp(primals: tuple[Any, Any], tangents: tuple[Any, Any]) -> tu
 
 
 def _multiply(left: Array, right: Array, dtype: Any) -> Array:
-    precision = None if left.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST
-    return jnp.matmul(left, right, precision=precision, preferred_element_type=dtype)
+    return jnp.matmul(left, right, precision=of_products(left.dtype), preferred_element_type=dtype)

@@ -12,6 +12,37 @@ from clara_jax.models.attention import attend, attend_splash, check_attention
 from tests.models.tiny import tiny_config
 
 
+def test_attention_has_the_gradient_of_its_formula():
+    """Its backward pass is written by hand: a term left out would train every adapter the wrong way."""
+    batch, length, heads, kv_heads, dim = 2, 6, 4, 2, 8
+    with jax.enable_x64(True):
+        keys = jax.random.split(jax.random.key(1), 4)
+        arguments = tuple(
+            jax.random.normal(key, shape, jnp.float64)
+            for key, shape in zip(
+                keys,
+                [(batch, length, heads, dim), *[(batch, kv_heads, length, dim)] * 2],
+                strict=False,
+            )
+        )
+        valid = jnp.arange(length)[None] >= jnp.array([[0], [2]])  # the second row is padded on the left
+        mask = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, None, :]
+        wanted = jax.random.normal(keys[3], arguments[0].shape, jnp.float64) * valid[:, :, None, None]
+
+        def formula(query, key, value):
+            key, value = (jnp.repeat(x, heads // kv_heads, axis=1) for x in (key, value))
+            scores = jnp.einsum("bqhd,bhtd->bhqt", query, key) / dim**0.5
+            return jnp.einsum("bhqt,bhtd->bqhd", jax.nn.softmax(jnp.where(mask, scores, -1e300)), value)
+
+        gradients = [
+            jax.jit(jax.grad(lambda *a, f=f: jnp.sum(f(*a) * wanted), (0, 1, 2)))(*arguments)
+            for f in (formula, lambda *a: attend(*a, mask))
+        ]
+    for expected, found in zip(*gradients, strict=True):
+        assert found.dtype == jnp.float64
+        np.testing.assert_allclose(found, expected, atol=1e-12)  # float64, sums of a few terms
+
+
 @pytest.mark.parametrize("window", [0, 50])
 def test_splash_attention_computes_what_plain_attention_does(window: int):
     """If this broke, a run on a TPU would train another model than one on a GPU."""

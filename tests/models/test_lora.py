@@ -9,7 +9,7 @@ import pytest
 
 from clara_jax.errors import UserError
 from clara_jax.models.decoder import Decoder
-from clara_jax.models.lora import LoraConfig, adapter_shapes, init_adapter
+from clara_jax.models.lora import LoraConfig, adapter_shapes, draw_kept, init_adapter, multiply_wide
 from tests.models.tiny import jit, random_adapter, random_base, random_embeddings, tiny_config
 
 RANK, ALPHA = 3, 7.0
@@ -190,6 +190,37 @@ def test_dropout_scales_what_it_keeps():
     # Every row (token) and every feature has a mask of its own.
     assert 0 < kept.mean(axis=0).min() < kept.mean(axis=0).max() < 1
     assert len(np.unique(kept, axis=0)) > 300
+
+
+def test_dropout_is_as_good_as_random():
+    """A hash with a pattern would drop the same inputs of several rows, or neighbours together."""
+    rows, shape, share = jnp.arange(16), (200, 256), 0.9
+    kept = np.stack([np.asarray(draw_kept(jax.random.key(n), rows, share, shape)) for n in range(4)])
+    kept = kept.reshape(64, -1).astype(float)
+    number, spread = kept.shape[1], np.sqrt(share * (1 - share))
+    # All in standard deviations; the bounds are those that a million random draws would not pass.
+    assert np.abs(kept.mean(1) - share).max() * np.sqrt(number) / spread < 5
+    between = np.corrcoef(kept)[np.triu_indices(64, 1)] * np.sqrt(number)
+    assert np.abs(between).max() < 5.5
+    off = kept - share
+    for lag in (1, 2, 8, 128, 256, 512, 1024):  # along the row of features, and from column to column
+        together = (off[:, lag:] * off[:, :-lag]).mean(1) * np.sqrt(number) / spread**2
+        assert np.abs(together).max() < 5.5
+        assert np.abs(together.mean()) * 8 < 5
+
+
+def test_the_wide_product_has_its_gradients():
+    """They are written by hand: B of every adapter learns by them."""
+    keys = jax.random.split(jax.random.key(2), 3)
+    narrow, b, wanted = (
+        jax.random.normal(k, shape) for k, shape in zip(keys, [(2, 5, 3), (3, 7), (2, 5, 7)], strict=True)
+    )
+    gradients = [
+        jax.grad(lambda *a, f=f: jnp.sum(f(*a) * wanted), (0, 1))(narrow, b)
+        for f in (multiply_wide, lambda x, y: jnp.matmul(x, y, precision="highest"))
+    ]
+    for found, expected in zip(*gradients, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)  # the order of ten sums
 
 
 def test_dropout_differs_between_layers():
