@@ -10,7 +10,7 @@ import functools
 import re
 from dataclasses import dataclass
 
-from clara_jax.planning.hlo_text import Computation, Instruction, Leaf, Module, group_of, parse, turns
+from clara_jax.planning.hlo_text import Computation, Instruction, Leaf, Module, group_of, parse, slices_of, turns
 
 _KINDS = (
     "all-gather",
@@ -33,6 +33,7 @@ _VIEWS = frozenset(
     {"bitcast", "copy", "convert", "reshape", "transpose", "reduce-precision", "tuple", "get-tuple-element"}
 )
 _KEPT = re.compile(r"\{(\d*)\}: \(\d+, \{")  # results that are operands: an asynchronous collective's state
+_BETWEEN_SLICES = re.compile(r'_xla_megascale_transfer_type="(\w+)"')
 _SYNC_FLAG = 2  # TPU: the memory space of the flags that devices wait on
 
 
@@ -163,9 +164,15 @@ def _shapes(done: Instruction) -> list[tuple[str, tuple[int, ...]]]:
 
 def _collectives(module: Module, done: Instruction) -> tuple[Collective, ...]:
     kind = done.op.removesuffix("-start")
-    if kind not in _KINDS:
+    if done.op == "recv" and (between := _BETWEEN_SLICES.search(done.attributes)):
+        # TPU's program is that of one slice. What goes beyond it is sent and received, by each device to and from those
+        # in its place in the other slices; the part within the slice, if there is one, is a collective of its own.
+        kind = {"ONE_TO_ONE": "collective-permute"}.get(between[1], between[1].lower().replace("_", "-"))
+        group = slices_of(done.attributes, module.devices)
+    elif kind in _KINDS:
+        group = group_of(done.attributes, module.devices)
+    else:
         return ()
-    group = group_of(done.attributes, module.devices)
     return tuple(
         Collective(kind, leaf.dtype, leaf.shape, leaf.bytes, len(group), group, 1, done.source)
         for leaf in _results(done)
@@ -173,10 +180,14 @@ def _collectives(module: Module, done: Instruction) -> tuple[Collective, ...]:
 
 
 def _results(done: Instruction) -> tuple[Leaf, ...]:
-    """Of an asynchronous start, too: its tuple holds operands and flags besides."""
+    """Of an asynchronous start, too: its tuple holds operands and flags besides. A `send` has no more."""
+    if done.op == "send":
+        return ()
+    if done.op in ("recv", "copy-start"):
+        return tuple(leaf for place, leaf in done.placed if place == 0)
     if not done.op.endswith("-start") or done.op == "all-reduce-start" or len(done.leaves) < 2:
         return done.leaves
-    return tuple(leaf for place, leaf in done.placed if place == (0 if done.op == "copy-start" else 1))
+    return tuple(leaf for place, leaf in done.placed if place == 1)
 
 
 def _fused_collectives(module: Module, fused: Computation, source: str) -> tuple[Collective, ...]:

@@ -20,6 +20,7 @@ _SPACE = re.compile(r"S\((\d+)\)")
 _IOTA = re.compile(r"\[[\d,]+\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _MESH = re.compile(r"mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
 _AXIS = re.compile(r"(.+?)(?::\((\d+)\)(\d+))?$")
+_SLICE = 100_000  # TPU: a device's id is its slice's number times this, plus its own within the slice
 
 Linear = tuple[int | None, int]  # (element of the loop's state, or None for a number alone; plus how much)
 Values = tuple[Linear | None, ...]
@@ -171,6 +172,18 @@ def group_of(attributes: str, devices: int) -> tuple[int, ...]:
         return tuple(range(devices))
     listed = [_ints(group) for group in text.partition("}}")[0].split("},{")]
     return next((group for group in listed if group[0] != group[-1]), listed[0])
+
+
+def slices_of(attributes: str, devices: int) -> tuple[int, ...]:
+    """Of an exchange between slices, with `devices` each: the first device of each slice of its first group, as places.
+
+    Groups are "{1,2}x{0:3}", slices and devices of each, or lists of device ids {{100000,200000},{100001,200001}}, or
+    {{100000->200000},{200000->100000}}. Slices count from 1, and lie in the mesh one after another.
+    """
+    text = attributes.partition("_xla_megascale_target=")[2]
+    numbers = _ints(text.partition("}")[0])
+    slices = dict.fromkeys(number // _SLICE for number in numbers) if text.startswith("{{") else numbers
+    return tuple((number - 1) * devices for number in slices)
 
 
 def _ints(text: str) -> tuple[int, ...]:

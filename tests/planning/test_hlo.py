@@ -11,10 +11,10 @@ from jax.sharding import PartitionSpec as P
 
 from clara_jax.errors import UserError
 from clara_jax.planning.hlo import Program, read_program
-from clara_jax.planning.hlo_text import group_of, parse_type
+from clara_jax.planning.hlo_text import group_of, parse_type, slices_of
 
-# Compiled by libtpu 0.0.52 for v5e:2x2 (sparse_core for tpu7x:2x2x1); only `backend_config`s and stack frames were cut
-# away.
+# Compiled by libtpu 0.0.52 for v5e:2x2 (sparse_core for tpu7x:2x2x1, between_slices for two slices); only
+# `backend_config`s and stack frames were cut away.
 TPU = Path(__file__).parent / "tpu"
 OUTER, INNER, WIDTH = 3, 5, 64
 MIB = 2**20
@@ -186,6 +186,35 @@ def test_tpu_sparse_cores():
     assert collectives(program) == [("all-reduce", MIB, tuple(range(8)), 1)]
     copied, reduced, scattered = 2 * 2, 2, 3 / 4  # of 1 MiB; a quarter is added to, in place
     assert program.traffic == pytest.approx((copied + reduced + scattered) * MIB, abs=4000)  # and places
+
+
+def test_tpu_exchange_between_slices():
+    """TPU writes it as a send and a receive: left out, the network would look free, and twice, twice as slow."""
+    program = read_program((TPU / "between_slices.txt").read_text())
+    assert sorted(collectives(program)) == [
+        ("all-gather", MIB, (0, 1, 2, 3), 7),
+        ("all-gather", 2 * MIB, (0, 4), 1),
+        ("all-reduce", MIB // 4, (0, 4), 7),  # one sum over all devices is this, the first and the last together
+        ("collective-permute", 2 * MIB, (0, 4), 1),
+        ("reduce-scatter", MIB // 4, (0, 1, 2, 3), 7),
+    ]
+    # Each turn reads x and makes it anew, and passes its quarter on four times; a send only reads.
+    turn, after = 2 + 4 / 4, (1 + 2) + (2 + 2)
+    assert program.traffic == pytest.approx((2 + 7 * turn + after + 4) * MIB, abs=1000)
+
+
+@pytest.mark.parametrize(
+    ("target", "first"),
+    [
+        ('"{1,2,3}x{0:3}"', (0, 4, 8)),
+        ("{{100000,300000},{100001,300001},{200000,400000}}", (0, 8)),
+        ("{{100000,100001,200000,200001}}", (0, 4)),
+        ("{{200002->300000},{300002->200000}}", (4, 8)),
+    ],
+)
+def test_slices_in_every_notation(target, first):
+    """Slices misread would be taken for one, and what passes between them for links."""
+    assert slices_of(f', _xla_megascale_target={target},_xla_megascale_transfer_type="ALL_REDUCE"', 4) == first
 
 
 # In the form that XLA gives such pairs on a GPU (written by hand).

@@ -169,6 +169,10 @@ def test_roofline_within_and_between_slices():
     assert times == {"matrix units": 7.0, "memory": 10.0, "links": 3 * 24 / 4, "network": 3 * 4 / 2}
     within = dataclasses.replace(one, group=4, devices=(0, 1, 2, 3), kind="all-gather")
     assert roofline(Program((within,), 0, ()), 0.0, chip, devices)["network"] == 0
+    # As TPU writes it, of 1 MiB: the quarter of each device passes between slices; then a gather and a permutation do.
+    written = read_program((Path(__file__).parent / "tpu" / "between_slices.txt").read_text())
+    times = roofline(written, 0.0, chip, devices)
+    assert times["links"] == 7 * (3 / 4 + 3 / 4) * 2**20 / 4 and times["network"] == (7 / 4 + 1 + 2) * 2**20 / 2
 
 
 def test_suggestions_go_on_until_one_fits(monkeypatch: pytest.MonkeyPatch):
