@@ -36,9 +36,9 @@ class ModelConfig:
         doc_max_length: Longest document in tokens; what is longer is cut.
         compression_rate: Document tokens per memory token.
         dtype: Compute type; auto is float32 on the CPU and bfloat16 on an accelerator.
-        remat: What the backward pass keeps of each layer, from fastest to least memory; everything, dots (products
-            with weights), lora (of those what adapters on frozen weights need), offload (the same in the host's
-            memory) or nothing. The rest is computed again.
+        remat: What the backward pass keeps of each layer; everything, dots (products with weights), lora (of those what
+            adapters on frozen weights need), offload (the same in the host's memory) or nothing. The rest is computed
+            again, for lora without a product.
         attention: Implementation of attention; xla, cudnn (NVIDIA GPU) or splash (TPU).
 
     """
@@ -49,7 +49,7 @@ class ModelConfig:
     doc_max_length: int = 256
     compression_rate: int = 32
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    remat: RematPolicy = "everything"
+    remat: RematPolicy = "lora"
     attention: AttentionName = "xla"
 
     def __post_init__(self) -> None:

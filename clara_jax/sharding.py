@@ -96,7 +96,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"Choose a mesh.data that {slices} divides",
         )
     within = (data // slices, config.fsdp, config.tensor)
-    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices)
+    placed = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(placed, axes, axis_types=types)
 
 

@@ -21,7 +21,7 @@ _ONE = ["--mesh.data=1", "--mesh.fsdp=1", "--timed=6", "--warmup=2", "--model.re
 _BENCHMARK = [sys.executable, "-m", "clara_jax.benchmark"]
 _CONFIGS = "--config=configs/mistral_7b"
 _SHAPE = ["--hidden=4096", "--layers=32", "--heads=32", "--kv-heads=8", "--mlp=14336", "--dtype=bfloat16"]
-_BESIDE = ["--device=cuda", "--attention=cudnn", "--remat=lora", "--no-ablations", "--no-agreement"]
+_BESIDE = ["--device=cuda", "--attention=cudnn", "--no-ablations", "--no-agreement"]
 # Name, command, and most seconds.
 WORK: tuple[tuple[str, list[str], int], ...] = (
     (

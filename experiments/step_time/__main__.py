@@ -17,7 +17,7 @@ long as is printed, and a run does that ahead. The store of memories is filled b
 by itself. Without `--corpus` documents are generated (see `experiments.step_time.records`); it takes files of this
 project's records (.jsonl) or in SQuAD's format (.json). On the CPU the process is held to `--threads` cores.
 
-On a GPU (`--device cuda --dtype bfloat16 --attention cudnn --remat lora --hidden 4096 --layers 32 --heads 32
+On a GPU (`--device cuda --dtype bfloat16 --attention cudnn --hidden 4096 --layers 32 --heads 32
 --kv-heads 8 --mlp 14336 --no-ablations` is Mistral 7B but for its vocabulary) both sides' weights lie on it at once.
 """
 
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--dtype", choices=list(TOLERANCE), default="float32")
     parser.add_argument("--attention", choices=get_args(AttentionName), default="xla", help="clara_jax's")
-    parser.add_argument("--remat", choices=get_args(RematPolicy), default="everything", help="clara_jax's")
+    parser.add_argument("--remat", choices=get_args(RematPolicy), default="lora", help="clara_jax's")
     parser.add_argument("--no-ablations", action="store_true", help="leave out what has a thing taken away")
     for name, size in vars(Shape()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=size)
