@@ -35,7 +35,7 @@ WORK: tuple[tuple[str, list[str], int], ...] = (
     ("decode", [*_BENCHMARK, f"{_CONFIGS}/end_to_end.yaml", "--task=decode", *_ONE], 60),
     (
         "beside PyTorch",
-        [sys.executable, "-m", "experiments.step_time", "--repeats=3", "--documents=8", *_BESIDE, *_SHAPE],
+        [sys.executable, "-m", "experiments.step_time", "--questions=2", "--documents=8", *_BESIDE, *_SHAPE],
         180,
     ),
     ("bfloat16 beside float32", [sys.executable, "-m", "experiments.accelerator.parity"], 60),
