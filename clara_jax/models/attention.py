@@ -4,7 +4,8 @@
     cudnn   NVIDIA's fused kernel (16-bit types)
     splash  the Pallas kernel for TPU: scores are never written to memory, and masked blocks are not computed
 
-None of them gives way to another: what does not fit is an error (`check_attention`).
+None of them gives way to another: what does not fit is an error (`check_attention`). Each marks its result, and what else
+its backward pass reads, as something that `model.remat` may keep.
 """
 
 import math
@@ -38,10 +39,10 @@ def attend(
     none (padding) gets a finite value that nothing reads. The backward pass makes the weights again, from each query's
     largest score and the sum of its weights before they are divided by it.
     """
-    return _attend(query, key, value, mask)[0]
+    return _attend_forward(query, key, value, mask)[0]
 
 
-def _attend(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
+def _attend_forward(query: Array, key: Array, value: Array, mask: Array) -> tuple[Array, tuple[Array, ...]]:
     grouped = _grouped(query, key)
     scores = _scores(grouped, key, mask)
     largest = keep(jnp.max(scores, axis=-1, keepdims=True))
@@ -67,7 +68,7 @@ def _attend_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, A
     return of_query, jnp.swapaxes(of_key, 2, 3), jnp.swapaxes(of_value, 2, 3), None
 
 
-attend.defvjp(_attend, _attend_backward)
+attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _grouped(x: Array, key: Array) -> Array:

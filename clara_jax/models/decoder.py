@@ -77,8 +77,8 @@ class DecoderLayer(nn.Module):
             key = write_columns(per_layer["keys"], key, context.filled)
             value = write_columns(per_layer["values"], value, context.filled)
             cache = key, value
-        mixed = keep(self._attend(query, key, value, mask, context))
-        return keep(self._project(mixed.reshape(batch, length, -1), context.rows, "o_proj")[0]), cache
+        mixed = self._attend(query, key, value, mask, context).reshape(batch, length, -1)
+        return keep(self._project(mixed, context.rows, "o_proj")[0]), cache
 
     def _attend(self, query: Array, key: Array, value: Array, mask: Array, context: LayerContext) -> Array:
         if context.filled is not None or self.attention == "xla":

@@ -120,11 +120,11 @@ def _multiply_wide(narrow: Array, b: Array) -> Array:
     return jnp.matmul(narrow, b, precision=of_products(b.dtype))
 
 
-def _forward(narrow: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
+def _multiply_wide_forward(narrow: Array, b: Array) -> tuple[Array, tuple[Array, Array]]:
     return _multiply_wide(narrow, b), (narrow, b)
 
 
-def _backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _multiply_wide_backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     narrow, b = factors
     rows, of_rows = (x.reshape(-1, x.shape[-1]) for x in (narrow, gradient))
     precision = of_products(b.dtype)
@@ -132,4 +132,4 @@ def _backward(factors: tuple[Array, Array], gradient: Array) -> tuple[Array, Arr
     return jnp.einsum("...o,ro->...r", gradient, b, precision=precision), of_b
 
 
-_multiply_wide.defvjp(_forward, _backward)
+_multiply_wide.defvjp(_multiply_wide_forward, _multiply_wide_backward)
