@@ -4,8 +4,8 @@
     cudnn   NVIDIA's fused kernel (16-bit types)
     splash  the Pallas kernel for TPU: scores are never written to memory, and masked blocks are not computed
 
-None of them gives way to another: what does not fit is an error (`check_attention`). Each marks its result, and what else
-its backward pass reads, as something that `model.remat` may keep.
+None gives way to another: what does not fit is an error (`check_attention`). Each marks its result, and what else its
+backward pass reads, as something that `model.remat` may keep.
 """
 
 import math
