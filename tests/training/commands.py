@@ -106,7 +106,7 @@ class Command:
         """Send it a signal."""
         self._process.send_signal(number)
 
-    def status(self, seconds: float = 120) -> int:
+    def status(self, seconds: float = 300) -> int:
         """Its exit status, as Popen gives it, when it has ended; it is killed after so many seconds."""
         try:
             return self._process.wait(seconds)
