@@ -38,7 +38,7 @@ class ModelConfig:
         dtype: Compute type; auto is float32 on the CPU and bfloat16 on an accelerator.
         remat: What the backward pass keeps of each layer; everything, dots (products with weights), lora (of those what
             adapters on frozen weights need), offload (the same in the host's memory) or nothing. The rest is computed
-            again, for lora without a product.
+            again, for lora without a product with weights.
         attention: Implementation of attention; xla, cudnn (NVIDIA GPU) or splash (TPU).
 
     """

@@ -137,7 +137,7 @@ def choose(
 ) -> Int[Array, " batch"]:
     """The next token of every row: the likeliest, or one drawn (temperature first, then top-p)."""
     if draw is None:
-        return _best(logits)
+        return best_token(logits)
     logits = logits / draw.temperature
     ordered = jnp.sort(logits, axis=-1, descending=True)
     shares = jax.nn.softmax(ordered, axis=-1)
@@ -152,7 +152,7 @@ def choose(
     return jax.vmap(one)(jnp.maximum(jnp.asarray(rows), 0), allowed).astype(jnp.int32)
 
 
-def _best(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
+def best_token(logits: Float[Array, "batch vocab"]) -> Int[Array, " batch"]:
     """The first of the largest logits, as `argmax` finds it, which on the CPU takes 20 times as long as `max`."""
     last = logits.shape[-1] - 1
     number = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)

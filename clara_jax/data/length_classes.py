@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 # Borders of classes are looked for between so many equal parts of the sorted samples.
 _BLOCKS = 256
-_MULTIPLE = 8
+MULTIPLE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,7 @@ def choose_classes(
     each document. Minimises, over the places of the borders, the sum over samples of the columns of their class.
     """
     candidates = np.maximum(lengths[:, :1], top_k or 0)
-    tokens = np.minimum(-(-lengths[:, 1:] // _MULTIPLE) * _MULTIPLE, np.array(caps, lengths.dtype))
+    tokens = np.minimum(-(-lengths[:, 1:] // MULTIPLE) * MULTIPLE, np.array(caps, lengths.dtype))
     padded = np.concatenate([candidates, tokens], axis=1)
     order = np.argsort(_columns(padded), kind="stable")
     blocks = np.array_split(order, min(_BLOCKS, len(order)))

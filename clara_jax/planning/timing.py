@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from clara_jax.models.precision import of_products
 from clara_jax.planning.flops import program_flops
 from clara_jax.planning.random_inputs import random_arguments
 from clara_jax.planning.workload import Task, Workload
@@ -78,9 +79,8 @@ def _chained(times: int) -> Callable[[jax.Array], jax.Array]:
 
     def multiply(x: jax.Array) -> jax.Array:
         y = x
-        precision = None if x.dtype == jnp.bfloat16 else jax.lax.Precision.HIGHEST  # as the decoder's are
         for _ in range(times):
-            y = jnp.matmul(y, x, precision=precision)
+            y = jnp.matmul(y, x, precision=of_products(x.dtype))
         return y
 
     return jax.jit(multiply)

@@ -15,8 +15,10 @@ from jax.sharding import PartitionSpec as P
 
 from clara_jax.config import TrainConfig
 from clara_jax.data.collate import Batch
+from clara_jax.data.length_classes import MULTIPLE
 from clara_jax.data.tokenizer import LAYOUT_TOKENS
 from clara_jax.errors import fail
+from clara_jax.generation import best_token
 from clara_jax.models.config import DecoderConfig
 from clara_jax.models.decoder import Decoder
 from clara_jax.models.decoding import decodes_apart
@@ -150,7 +152,7 @@ def _decode(config: TrainConfig, model: RoleModel, params: Params, memory: int, 
             token, cache = carry
             embeddings = model.embed(params, token)
             logits, grown = model.continue_prompt(params, embeddings, jnp.ones(token.shape, bool), cache, weights)
-            return (jnp.argmax(logits, axis=-1).astype(token.dtype)[:, None], grown), None
+            return (best_token(logits)[:, None], grown), None
 
         return jax.lax.scan(one, (token, cache), length=_NEW_TOKENS)[0]
 
@@ -236,8 +238,8 @@ def _params(config: TrainConfig, model: RoleModel, memory: int, mesh: Mesh) -> P
 
 
 def _rounded(length: int) -> int:
-    """As batches of data are, whose lengths are multiples of 8."""
-    return -(-length // 8) * 8
+    """As batches of data are, whose lengths are multiples of some columns."""
+    return -(-length // MULTIPLE) * MULTIPLE
 
 
 def _array(shape: tuple[int, ...], dtype: Any) -> Any:

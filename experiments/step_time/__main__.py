@@ -38,11 +38,12 @@ import torch
 
 from clara_jax.config import ModelConfig
 from clara_jax.data.pipeline import Counted
+from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.errors import run_command
 from clara_jax.models.attention import AttentionName
 from clara_jax.models.remat import RematPolicy
 from clara_jax.training.stages import StageName
-from experiments.compression.models import Shape
+from experiments.compression.models import DOC_MAX_LENGTH, RATE, Shape
 from experiments.step_time.baseline import Baseline, add_adapters, load_checkpoint, make_batch
 from experiments.step_time.models import Made, make_model
 from experiments.step_time.ours import LAYOUTS, Layout, Ours, Stage, make_stage, step_without_dropout
@@ -89,10 +90,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shape = Shape(**{name: getattr(options, name) for name in vars(Shape())})
         made = make_model(Path(folder), texts, shape, options.dtype, options.device)
-        model = None
+        model = add_adapters(made, ClaraTokenizer(made.base, DOC_MAX_LENGTH // RATE).special)
         for stage in stages:
             (Path(folder) / stage).mkdir()
-            found[stage], model = _measure(stage, records[stage], Path(folder) / stage, made, model, options)
+            found[stage] = _measure(stage, records[stage], Path(folder) / stage, made, model, options)
     if options.json:
         settings = {key: value for key, value in vars(options).items() if key not in ("json", "corpus")}
         settings["generated"] = not options.corpus
@@ -101,8 +102,8 @@ def main() -> None:
 
 def _measure(
     stage: StageName, records: list[dict[str, Any]], folder: Path, made: Made, model: Any, options: argparse.Namespace
-) -> tuple[dict[str, Any], Any]:
-    """One stage's figures, printed, and PyTorch's `model` with adapters, which is made if there is none."""
+) -> dict[str, Any]:
+    """One stage's figures, printed; `model` is PyTorch's, with adapters."""
     print(f"\n## {stage}\n", flush=True)
     write_records(folder / "records.jsonl", records)
     batch_size = options.documents if stage == "compression_pretraining" else options.questions
@@ -112,7 +113,6 @@ def _measure(
     ours = make_stage(folder, speed, folder / "records.jsonl", stage, batch_size, print)
     layouts = LAYOUTS[stage][:1] if options.no_ablations else LAYOUTS[stage]
     special = ours.run.model.tokenizer.special
-    model = model or add_adapters(made, special)
     load_checkpoint(model, made)
     baselines = {
         name: Baseline(model, stage, special.num_memory, lean) for name, lean in ((REFERENCE, False), (LEAN, True))
@@ -133,7 +133,7 @@ def _measure(
     found = {"agreement": agreement, "making_seconds": making, "figures": figures}
     if ours.store and not options.no_ablations:
         found["store"] = _store_figures(ours, times, batch_size)
-    return found, model
+    return found
 
 
 def _batches(ours: Stage, number: int) -> tuple[list[Counted], float]:
