@@ -205,6 +205,20 @@ def look_up(table: Float[Array, "entries hidden"], tokens: Int[Array, "rows leng
     )
 
 
+def over_vocabulary(x: Float[Array, "*rows vocab"]) -> Array:
+    """`x` with its last axis, the vocabulary, over `fsdp` of the surrounding mesh, and its other axes whole.
+
+    Filled up with zeros to what `fsdp` divides. For the output head and the logits: parts of a head that lies as
+    `base_sharding` says change places, where it would else be gathered whole on every device.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if not _is_auto(mesh, FSDP) or mesh.shape[FSDP] == 1:
+        return x
+    others = (None,) * (x.ndim - 1)
+    filled = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -x.shape[-1] % mesh.shape[FSDP])])
+    return jax.lax.with_sharding_constraint(filled, P(*others, FSDP))
+
+
 def over_rows_and_heads(function: F, heads: Sequence[int | None], out_heads: int) -> F:
     """`function` on each device's own rows (first axes) and heads, for kernels that the compiler cannot divide.
 

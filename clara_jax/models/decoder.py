@@ -23,7 +23,7 @@ from clara_jax.models.lora import draw_kept, multiply_wide
 from clara_jax.models.precision import wide_product, widen
 from clara_jax.models.remat import RematPolicy, keep, remat_policy
 from clara_jax.models.rotary import rotary_tables, rotate
-from clara_jax.sharding import look_up, shard_rows
+from clara_jax.sharding import look_up, over_vocabulary, shard_rows
 
 
 class LayerContext(NamedTuple):
@@ -233,7 +233,8 @@ class Decoder(nn.Module):
         if transposed_head is not None:
             with self._precision():
                 return multiply_transposed(transposed_head, hidden)
-        return wide_product(hidden.astype(self.dtype), head.astype(self.dtype))
+        logits = wide_product(hidden.astype(self.dtype), over_vocabulary(head.astype(self.dtype)))
+        return over_vocabulary(logits)[..., : head.shape[1]]
 
     def init_base(self, rng: Array) -> dict[str, Any]:
         """Random base parameters (for benchmarks and training a base from scratch)."""

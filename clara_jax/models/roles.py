@@ -207,8 +207,11 @@ class RoleModel:
             return logits
         memory_tokens = params["memory_tokens"].astype(self.decoder.dtype)
         of_memory = jnp.matmul(hidden.astype(self.decoder.dtype), memory_tokens.T, preferred_element_type=logits.dtype)
-        first = self.first_memory_id
-        return logits.at[..., first : first + memory_tokens.shape[0]].set(of_memory)
+        before, entries = self.first_memory_id, logits.shape[-1]
+        after = entries - before - memory_tokens.shape[0]
+        of_memory = jnp.pad(of_memory, [(0, 0)] * (logits.ndim - 1) + [(before, after)])
+        # Chosen by entry, as logits may lie in parts of the vocabulary, which an update in place would gather.
+        return jnp.where(self._is_memory(params, jnp.arange(entries)), of_memory, logits)
 
     def _read(
         self,

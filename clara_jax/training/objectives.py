@@ -193,7 +193,9 @@ def _answer_loss(
     """Cross-entropy in float32, over all answer tokens (long answers weigh more, as in the reference)."""
     assert batch.prompts is not None
     logits = model.target_logits(params, batch.prompts, memories, rng, batch.rows)
-    picked = jnp.take_along_axis(logits, batch.prompts.target_tokens[:, :, None], axis=-1)[..., 0]
+    # Summed rather than looked up: logits may lie in parts of the vocabulary (`over_vocabulary`).
+    is_target = jnp.arange(logits.shape[-1]) == batch.prompts.target_tokens[:, :, None]
+    picked = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     losses = jax.nn.logsumexp(logits, axis=-1) - picked
     return jnp.sum(losses * batch.prompts.target_weights) / jnp.maximum(totals.targets, 1)
 
