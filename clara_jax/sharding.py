@@ -89,7 +89,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         return Mesh(np.asarray(devices).reshape(data, config.fsdp, config.tensor), axes, axis_types=types)
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if slices == 1:
-        return jax.make_mesh((data, config.fsdp, config.tensor), axes, axis_types=types, devices=devices)
+        shape = (data, config.fsdp, config.tensor)
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(placed, axes, axis_types=types)
     if data % slices:
         fail(
             f"mesh.data is {data}, and the devices are those of {slices} slices, each of which holds whole copies",

@@ -150,10 +150,10 @@ class RoleModel:
         """Token embeddings with each document's memory in its slots."""
         embeddings = self.embed(params, inputs.tokens)
         batch, _, hidden = embeddings.shape
-        rows = jnp.arange(batch)[:, None]
         columns = inputs.slots.reshape(batch, -1)
         values = memories.reshape(batch, -1, hidden).astype(embeddings.dtype)
-        return embeddings.at[rows, columns].set(values, mode="drop")
+        # Row by row: indexed by row numbers, rows on several devices would all be gathered on each of them.
+        return jax.vmap(lambda row, at, new: row.at[at].set(new, mode="drop"))(embeddings, columns, values)
 
     def continue_prompt(
         self,
@@ -191,8 +191,9 @@ class RoleModel:
         """Embeddings of tokens; memory tokens have their trained ones."""
         table = cast(Array, self.decoder.apply({"params": params["base"]}, tokens, method="embed"))
         memory_tokens = params["memory_tokens"]
-        index = jnp.clip(tokens - self.first_memory_id, 0, memory_tokens.shape[0] - 1)
-        trained = jnp.take(memory_tokens, index, axis=0).astype(table.dtype)
+        # A product, since the gradient of a look-up would be gathered on every device, as long as the rows are.
+        chosen = jax.nn.one_hot(tokens - self.first_memory_id, memory_tokens.shape[0], dtype=memory_tokens.dtype)
+        trained = jnp.matmul(chosen, memory_tokens, precision=jax.lax.Precision.HIGHEST).astype(table.dtype)
         return jnp.where(self._is_memory(params, tokens)[..., None], trained, table)
 
     def logits(
