@@ -19,6 +19,7 @@ from clara_jax.files import replace_text
 from clara_jax.models.attention import AttentionName
 from clara_jax.models.lora import LoraConfig
 from clara_jax.models.remat import RematPolicy
+from clara_jax.pretrained import REFERENCE_SPREAD
 from clara_jax.sharding import MeshConfig
 from clara_jax.training.objectives import ObjectiveConfig
 from clara_jax.training.optimizer import OptimizerConfig
@@ -40,6 +41,8 @@ class ModelConfig:
             adapters on frozen weights need), offload (the same in the host's memory) or nothing. The rest is computed
             again, for lora without a product with weights.
         attention: Implementation of attention; xla, cudnn (NVIDIA GPU) or splash (TPU).
+        memory_token_spread: Spread of new memory tokens' embeddings around the vocabulary's mean, as a share of its own
+            spread. By default next to none, as in the reference: all of them begin alike. With 1 they begin apart.
 
     """
 
@@ -51,6 +54,7 @@ class ModelConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     remat: RematPolicy = "lora"
     attention: AttentionName = "xla"
+    memory_token_spread: float = REFERENCE_SPREAD
 
     def __post_init__(self) -> None:
         if not 1 <= self.compression_rate <= self.doc_max_length:
@@ -58,6 +62,8 @@ class ModelConfig:
                 f"model.compression_rate is {self.compression_rate} for documents of {self.doc_max_length} tokens",
                 "Choose a rate between 1 and model.doc_max_length",
             )
+        if not 0 < self.memory_token_spread < float("inf"):
+            fail(f"model.memory_token_spread is {self.memory_token_spread}", "Give a positive number")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from clara_jax.models.roles import ROLES, AnyArray, Params, RoleModel
 from clara_jax.sharding import base_sharding, check_heads, place
 
 # transformers draws new vocabulary entries around the mean entry with this share of the old ones' spread.
-_NEW_ENTRY_SPREAD = 1e-9**0.5
+REFERENCE_SPREAD = 1e-9**0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,11 @@ def new_model(
     top_k: int = 1,
     progress: Progress | None = None,
     mesh: Mesh | None = None,
+    memory_token_spread: float = REFERENCE_SPREAD,
 ) -> Pretrained:
     """A fresh model on a base: new compressor, generator and memory tokens, all drawn from `seed`.
 
+    Memory tokens are drawn around the mean embedding with `memory_token_spread` times the spread of the base's.
     It has no query reasoner yet (see `with_query_reasoner`). On a `mesh` the base weights are divided.
     """
     found = resolve_base(base)
@@ -105,7 +107,7 @@ def new_model(
     old = old.astype(jnp.float32)
     noise = jax.random.normal(memory_rng, (tokenizer.special.num_memory, decoder_config.hidden_size))
     # The table may lie on several hosts, the noise lies on this one: as a NumPy array it can meet the table.
-    params["memory_tokens"] = old.mean(axis=0) + _NEW_ENTRY_SPREAD * old.std(axis=0) * np.asarray(noise)
+    params["memory_tokens"] = old.mean(axis=0) + memory_token_spread * old.std(axis=0) * np.asarray(noise)
     model = _role_model(decoder_config, tokenizer, lora, dtype or default_dtype(), remat)
     checkpoint = CheckpointConfig(base, doc_max_length, compression_rate, lora.rank, top_k)
     return Pretrained(model, params, tokenizer, checkpoint, found, _stop_ids(found, tokenizer))

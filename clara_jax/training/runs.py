@@ -134,6 +134,7 @@ def _new_model(config: TrainConfig, mesh: Mesh | None, dtype: str | None, base: 
         config.model.remat,
         config.objective.top_k,
         mesh=mesh,
+        memory_token_spread=config.model.memory_token_spread,
     )
 
 

@@ -65,7 +65,7 @@ def workload(config: TrainConfig, task: Any = "train", base: DecoderConfig | Non
 @pytest.mark.parametrize("mesh", [MeshConfig(2, 4, 1), MeshConfig(1, 4, 2), MeshConfig(2, 2, 2)])
 @pytest.mark.parametrize(("stage", "tied_head"), [("compression_pretraining", True), ("end_to_end", False)])
 def test_no_exchange_is_larger_than_a_projection(stage: str, mesh: MeshConfig, tied_head: bool):
-    """If this broke, each device would for a moment hold the whole vocabulary, or a batch that was divided."""
+    """If this broke, each device would for a moment hold the whole vocabulary, or all rows of a batch."""
     config = dataclasses.replace(configuration(stage), mesh=mesh, batch_size=8)
     made = workload(config, base=shape(vocab_size=1001, tied_head=tied_head))
     program = read_program(made.function.lower(*made.arguments).compile().as_text())
