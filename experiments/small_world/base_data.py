@@ -101,20 +101,24 @@ def format_chat(entity: Entity, rng: random.Random) -> tuple[Prompt, Turns]:
     return _with_documents(question_list_prompt(), texts[:1]), [("", answer)]
 
 
-def pad_chats(chats: list[str], tokenizer: ClaraTokenizer, length: int) -> TextBatch:
-    """Tokenise chats and pad them on the right to `length`; a longer chat is an error."""
+def pad_chats(chats: list[str], tokenizer: ClaraTokenizer, length: int) -> Int[np.ndarray, "batch length"]:
+    """Tokens of chats, padded on the right to `length`; a longer chat is an error."""
     rows = tokenizer.backend(chats, add_special_tokens=False)["input_ids"]
-    tokens = np.full((len(rows), length), tokenizer.special.pad, np.int32)
-    valid = np.zeros((len(rows), length), bool)
+    tokens = np.full((len(rows), length), tokenizer.special.pad, np.uint16)
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = row
-        valid[i, : len(row)] = True
+    return tokens
+
+
+def mark_answers(tokens: Int[np.ndarray, "batch length"], tokenizer: ClaraTokenizer) -> TextBatch:
+    """Padded chats with their answers marked."""
     assistant = tokenizer.encode(ASSISTANT)[0]
     # An answer lasts from the token after <|assistant|> to the end token.
     opened = np.cumsum(tokens == assistant, axis=1) - np.cumsum(tokens == tokenizer.special.eos, axis=1)
+    valid = tokens != tokenizer.special.pad
     targets = np.zeros_like(valid)
     targets[:, 1:] = opened[:, :-1] > 0
-    return TextBatch(tokens, valid, targets & valid)
+    return TextBatch(tokens.astype(np.int32), valid, targets & valid)
 
 
 def _text(entity: Entity, rng: random.Random) -> str:

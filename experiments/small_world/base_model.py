@@ -18,14 +18,18 @@ from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.interop.base import save_base
 from clara_jax.models.config import decoder_config_from_hf
 from clara_jax.models.decoder import Decoder
-from experiments.small_world.base_data import Mix, TextBatch, draw_chats, pad_chats
+from experiments.small_world.base_data import Mix, TextBatch, draw_chats, mark_answers, pad_chats
 from experiments.small_world.world import World
 
 Params = dict[str, Any]
 
 
-def base_config(vocab_size: int, eos: int, bos: int, pad: int) -> dict[str, Any]:
-    """config.json of the tiny base: Qwen3's architecture, 4 layers of width 96."""
+def base_config(vocab_size: int, eos: int, bos: int, pad: int, tied: bool) -> dict[str, Any]:
+    """config.json of the tiny base: Qwen3's architecture, 4 layers of width 96.
+
+    Heads are as wide as those of large models, for in a rotation half of a narrow head's dimensions tell places, and
+    what is left must tell some 170 words of names apart.
+    """
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
@@ -33,16 +37,16 @@ def base_config(vocab_size: int, eos: int, bos: int, pad: int) -> dict[str, Any]
         "hidden_size": 96,
         "intermediate_size": 192,
         "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 4,
-        "head_dim": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
         "hidden_act": "silu",
         "max_position_embeddings": 1024,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": tied,
         "use_sliding_window": False,
         "bos_token_id": bos,
         "eos_token_id": eos,
@@ -51,9 +55,9 @@ def base_config(vocab_size: int, eos: int, bos: int, pad: int) -> dict[str, Any]
     }
 
 
-def make_decoder(config: dict[str, Any]) -> Decoder:
-    """The float32 decoder of that config."""
-    return Decoder(decoder_config_from_hf(config), dtype=jnp.float32)
+def make_decoder(config: dict[str, Any], dtype: Any = jnp.float32) -> Decoder:
+    """The decoder of that config; in bfloat16 with NVIDIA's attention."""
+    return Decoder(decoder_config_from_hf(config), dtype=dtype, attention="cudnn" if dtype == jnp.bfloat16 else "xla")
 
 
 def init_params(decoder: Decoder, seed: int) -> Params:
@@ -78,23 +82,43 @@ def init_params(decoder: Decoder, seed: int) -> Params:
     return jax.tree_util.tree_map_with_path(rescale, decoder.init_base(jax.random.key(seed)))
 
 
-def make_optimizer(params: Params, learning_rate: float, steps: int) -> optax.GradientTransformation:
-    """Muon for the stacked kernels and Adam for the rest, at one learning rate: warm-up, then cosine to a tenth."""
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, steps // 20, steps, learning_rate / 10)
+def tie_head(params: Params) -> Params:
+    """The parameters without their head, to be trained on with the embedding in its place.
+
+    The last norm is lowered, since an embedding's entries are that much larger than the head's.
+    """
+    kept = {name: value for name, value in params.items() if name != "head"}
+    return {**kept, "final_norm": 0.25 * params["final_norm"]}
+
+
+def make_optimizer(params: Params) -> optax.GradientTransformation:
+    """Muon for the stacked kernels and Adam for the rest, at a rate of 1, which `train_steps` multiplies."""
     stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     dimensions = jax.tree_util.tree_map_with_path(lambda path, _: stacked if path[-1].key == "kernel" else None, params)
-    muon = optax.contrib.muon(schedule, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions)
+    muon = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions)
     return optax.chain(optax.clip_by_global_norm(1.0), muon)
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "optimizer"), donate_argnames=("params", "state"))
-def train_step(
-    decoder: Decoder, optimizer: optax.GradientTransformation, params: Params, state: Any, arrays: tuple[Array, ...]
-) -> tuple[Params, Any, Array, Array]:
-    """One update of all parameters: `(params, state, loss, share of answer tokens that were right)`."""
-    (loss, hits), gradients = jax.value_and_grad(_loss, argnums=1, has_aux=True)(decoder, params, arrays)
-    updates, state = optimizer.update(gradients, state, params)
-    return optax.apply_updates(params, updates), state, loss, hits
+def train_steps(
+    decoder: Decoder,
+    optimizer: optax.GradientTransformation,
+    params: Params,
+    state: Any,
+    batches: tuple[Array, ...],
+    learning_rate: Array,
+) -> tuple[Params, Any, Array]:
+    """An update of all parameters for each of the stacked batches: `(params, state, mean loss)`."""
+
+    def update(carry: tuple[Params, Any], batch: tuple[Array, ...]) -> tuple[tuple[Params, Any], Array]:
+        params, state = carry
+        loss, gradients = jax.value_and_grad(_loss, argnums=1)(decoder, params, batch)
+        updates, state = optimizer.update(gradients, state, params)
+        params = optax.apply_updates(params, jax.tree.map(lambda x: learning_rate * x, updates))
+        return (params, state), loss
+
+    (params, state), losses = jax.lax.scan(update, (params, state), batches)
+    return params, state, losses.mean()
 
 
 def as_arrays(batch: TextBatch, most: int) -> tuple[np.ndarray, ...]:
@@ -106,14 +130,12 @@ def as_arrays(batch: TextBatch, most: int) -> tuple[np.ndarray, ...]:
     return batch.tokens, batch.valid, columns, np.arange(most)[None, :] < counts[:, None]
 
 
-def _loss(decoder: Decoder, params: Params, arrays: tuple[Array, ...]) -> tuple[Array, Array]:
+def _loss(decoder: Decoder, params: Params, arrays: tuple[Array, ...]) -> Array:
     tokens, valid, columns, weights = arrays
     logits = _target_logits(decoder, params, tokens, valid, columns)
     targets = jnp.take_along_axis(tokens, columns, axis=1)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-    total = jnp.maximum(weights.sum(), 1)
-    hits = (logits.argmax(axis=-1) == targets) & weights
-    return jnp.sum(losses * weights) / total, hits.sum() / total
+    return jnp.sum(losses * weights) / jnp.maximum(weights.sum(), 1)
 
 
 def _target_logits(decoder: Decoder, params: Params, tokens: Array, valid: Array, columns: Array) -> Array:
@@ -143,7 +165,7 @@ def exact_match(
     chats = draw_chats(world, mix, count, tokenizer, rng)
     right = []
     for start in range(0, count, 128):
-        batch = pad_chats(chats[start : start + 128], tokenizer, 192)
+        batch = mark_answers(pad_chats(chats[start : start + 128], tokenizer, 240), tokenizer)
         right.append(_rows_right(decoder, params, as_arrays(batch, 8)))
     return float(np.concatenate(right).mean())
 
