@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clara_jax.clara import Answer, Clara
+from clara_jax.command_line import one_line
 from clara_jax.errors import UserError, fail, run_command
 from clara_jax.generation import Sampling
 from clara_jax.progress import CountProgress
@@ -59,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m clara_jax.ask", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("question", nargs="?", help="what to answer; without it, questions are read one by one")
-    parser.add_argument("--model", required=True, help="run directory, its checkpoints/STEP, or CLaRa checkpoint")
+    parser.add_argument(
+        "--model", required=True, help="directory of a run or curriculum, checkpoints/STEP, or CLaRa folder"
+    )
     parser.add_argument(
         "--store", required=True, action="append", help="memory store that this model's compressor has made; repeatable"
     )
@@ -145,8 +148,7 @@ def _show_sources(answer: Answer) -> None:
     for rank, source in enumerate(answer.sources, 1):
         title = f"{source.title}, " if source.title else ""
         print(f"\n{rank}. {source.score:.4f}  {title}{source.document} [{source.start}:{source.end}] of {source.store}")
-        text = " ".join(source.text.split())
-        print(f"   {text if len(text) <= _SHOWN else text[: _SHOWN - 3] + '...'}")
+        print(f"   {one_line(source.text, _SHOWN)}")
     if answer.question_cut:
         print("\nThe question is longer than a document may be: its end played no part in the search.")
     print("\n" + ", ".join(f"{part} {seconds:.2f} s" for part, seconds in answer.seconds.items()), flush=True)

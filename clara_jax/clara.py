@@ -98,7 +98,7 @@ class Clara:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, base: str | None = None, dtype: str | None = None) -> "Clara":
-        """Load a run directory, or a CLaRa checkpoint in the reference's format.
+        """Load the folder of a run or a curriculum (its last stage), or a CLaRa checkpoint in the reference's format.
 
         `base` overrides the base model that the checkpoint names (folder or hub id). `dtype` is the
         compute type; by default float32 on the CPU and bfloat16 on an accelerator.

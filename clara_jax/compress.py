@@ -48,7 +48,7 @@ def _parse() -> jsonargparse.Namespace:
         description="Compress the documents of a corpus into a memory store, or delete some from it.",
         exit_on_error=False,
     )
-    parser.add_argument("--model", help="run directory, its checkpoints/STEP, or CLaRa checkpoint")
+    parser.add_argument("--model", help="directory of a run or curriculum, checkpoints/STEP, or CLaRa folder")
     parser.add_argument("--base", help="base model to use instead of the one that the model names")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: by the device)")
     parser.add_argument("--corpus", nargs="+", help="files, folders, or hub ids of data sets")

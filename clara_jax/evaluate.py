@@ -4,20 +4,17 @@ DIR gets results.json, a line per question in questions.jsonl, TREC files, and a
 """
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 from clara_jax.clara import Clara
-from clara_jax.corpus.documents import read_documents
-from clara_jax.errors import fail, run_command
-from clara_jax.evaluation.pool import POOLS, SETTINGS, make_pool
-from clara_jax.evaluation.report import require_pyplot, summary, write_report
+from clara_jax.errors import run_command
+from clara_jax.evaluation.pool import POOLS, SETTINGS
+from clara_jax.evaluation.report import summary
 from clara_jax.evaluation.retrievers import RETRIEVERS
-from clara_jax.evaluation.run import EvaluationSettings, evaluate
+from clara_jax.evaluation.run import EvaluationSettings
 from clara_jax.evaluation.systems import SYSTEMS, Decoding
+from clara_jax.evaluation.task import EvaluationTask, evaluate_into, prepare_evaluation
 from clara_jax.files import new_folder
-from clara_jax.scoring.candidates import Candidate
-from clara_jax.scoring.questions import read_questions
 
 
 def main() -> None:
@@ -28,25 +25,12 @@ def main() -> None:
         asked.setting, asked.pool, asked.k, systems, asked.retriever, asked.dense, asked.rerank, asked.seed
     )
     decoding = Decoding(asked.max_new_tokens, asked.prompt_limit)
-    if asked.limit is not None and asked.limit < 1:
-        fail(f"--limit is {asked.limit}", "Give at least 1")
-    require_pyplot()
+    task = EvaluationTask(asked.data, settings, decoding, asked.limit, asked.corpus and tuple(asked.corpus))
     with new_folder(asked.out) as folder:
-        questions = read_questions(asked.data)[: asked.limit]
-        corpus = None
-        if asked.corpus:
-            documents = read_documents(asked.corpus)
-            corpus = [Candidate(document.id, document.title, document.text) for document in documents]
-        pool = make_pool(questions, settings.pool, corpus)
+        prepared = prepare_evaluation(task)
         clara = Clara.from_pretrained(asked.model, base=asked.base, dtype=asked.dtype)
-        evaluated = evaluate(clara, questions, pool, settings, decoding)
-        described = {
-            **{name: getattr(asked, name) for name in ("model", "base", "dtype", "corpus", "limit")},
-            **dataclasses.asdict(settings),
-            **dataclasses.asdict(decoding),
-            "data": str(asked.data),
-        }
-        write_report(folder, evaluated, described)
+        model = {name: getattr(asked, name) for name in ("model", "base", "dtype")}
+        evaluated = evaluate_into(folder, prepared, clara, model)
     print(summary(evaluated))
     print("\n" + ", ".join(f"{number} {name.replace('_', ' ')}" for name, number in evaluated.counts.items()))
     print(f"Report: {asked.out / 'report.html'}")
@@ -57,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m clara_jax.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", required=True, help="run directory, its checkpoints/STEP, or CLaRa checkpoint")
-    add("--data", required=True, type=Path, help="questions: this project's records, HotpotQA, 2Wiki, MuSiQue, NQ, ...")
+    add("--model", required=True, help="directory of a run or curriculum, checkpoints/STEP, or CLaRa folder")
+    add("--data", required=True, help="questions: this project's records, HotpotQA, 2Wiki, MuSiQue, NQ, ...")
     add("--out", required=True, type=Path, help="folder for the results; must not exist, or be empty")
     add("--setting", choices=SETTINGS, default="normal", help="which documents the systems get (normal)")
     add("--pool", choices=POOLS, default="own", help="candidates: the question's own, or all of the file's (own)")

@@ -10,12 +10,12 @@ from clara_jax.errors import fail
 
 
 @contextlib.contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
+def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, which gets the name `path` only when the block ends without an error.
 
-    Refuses a `path` that exists and is not empty.
+    Refuses a `path` that exists and is not empty, or, with `replace`, removes what is there just before.
     """
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not replace and path.exists() and (not path.is_dir() or any(path.iterdir())):
         fail(f"{path} exists and is not an empty folder", "Name another output folder, or remove it")
     partial = path.with_name(path.name + ".partial")
     try:
@@ -26,7 +26,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield partial
         if path.exists():
-            path.rmdir()
+            shutil.rmtree(path) if replace else path.rmdir()
         partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

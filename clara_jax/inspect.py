@@ -45,7 +45,9 @@ def _parser() -> argparse.ArgumentParser:
     drawn.add_argument("--documents", type=int, default=500, help="the most documents to take, from the first on (500)")
     drawn.add_argument("--seed", type=int, default=0, help="of t-SNE (0)")
     for command in (lens, drawn):
-        command.add_argument("--model", required=True, help="run directory, its checkpoints/STEP, or CLaRa checkpoint")
+        command.add_argument(
+            "--model", required=True, help="directory of a run or curriculum, checkpoints/STEP, or CLaRa folder"
+        )
         command.add_argument("--base", help="base model to use instead of the one that the model names")
         command.add_argument("--dtype", choices=("float32", "bfloat16"), help="compute type (default: by the device)")
     return parser

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from clara_jax.config import TrainConfig
-from clara_jax.curriculum import parse_runs
+from clara_jax.curriculum import parse_curriculum
 from tests.conftest import ROOT
 
 CONFIGS = ROOT / "configs"
@@ -16,7 +16,7 @@ COMPRESSION, RETRIEVAL = (128, 1e-4), (32, 5e-6)
 
 
 def parse(path: Path, *overrides: str) -> list[TrainConfig]:
-    return parse_runs(["--config", str(path), *overrides])
+    return list(parse_curriculum(["--config", str(path), *overrides]).runs)
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,9 @@ def test_a_corpus_of_documents(run, tmp_path):
     ("options", "message"),
     [
         (["--systems=memory,magic"], "there is no system magic"),
-        (["--k=0"], "--k is 0"),
-        (["--limit=0"], "--limit is 0"),
-        (["--max_new_tokens=0"], "--max_new_tokens is 0"),
+        (["--k=0"], "k is 0"),
+        (["--limit=0"], "limit is 0"),
+        (["--max_new_tokens=0"], "max_new_tokens is 0"),
         (["--data=nowhere.json"], "nowhere.json"),
         (["--model=nowhere"], "nowhere is neither a run directory"),
         (["--dense=x"], "--dense x needs the package sentence-transformers"),

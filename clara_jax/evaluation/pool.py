@@ -43,8 +43,7 @@ def make_pool(questions: Sequence[Question], kind: PoolKind, corpus: Sequence[Ca
     if without and (kind == "own" or not documents):
         fail(
             f"question {without[0].id!r} has no documents ({len(without)} such of {len(questions)})",
-            "Give documents with --corpus FILE"
-            + ("" if not documents else ", or take those of all questions with --pool all"),
+            "Name documents as the corpus" + ("" if not documents else ", or take those of all questions: pool all"),
         )
     return Pool(documents, own=kind == "own")
 
@@ -71,5 +70,5 @@ def choose(
             keys = list(dict.fromkeys([*keys, *pool.candidates(question)]))[:k]
         chosen[question.id] = [(key, scores.get(key)) for key in keys]
     if not any(chosen.values()):
-        fail("no question has relevant documents", "The oracle setting needs them: take --setting normal or end_to_end")
+        fail("no question has relevant documents", "The oracle setting needs them: take setting normal or end_to_end")
     return chosen

@@ -27,7 +27,7 @@ Vectors = Float[np.ndarray, "texts width"]
 def given(pool: Pool) -> Retriever:
     """The file's own order; the score is one over the rank. Raises `UserError` where the pool is not the question's."""
     if not pool.own:
-        fail("the file's own order (given) ranks a question's own documents", "Take --pool own, or another retriever")
+        fail("the file's own order (given) ranks a question's own documents", "Take pool own, or another retriever")
 
     def rank(questions: Sequence[Question], k: int) -> dict[str, Ranking]:
         return {q.id: [(key, 1 / n) for n, key in enumerate(pool.candidates(q)[:k], 1)] for q in questions}

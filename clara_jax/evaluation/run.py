@@ -54,16 +54,14 @@ class EvaluationSettings:
         choices = {"setting": SETTINGS, "pool": POOLS, "retriever": RETRIEVERS}
         for key, allowed in choices.items():
             if getattr(self, key) not in allowed:
-                fail(f"--{key} is {getattr(self, key)}", f"Give one of {', '.join(allowed)}")
+                fail(f"{key} is {getattr(self, key)}", f"Give one of {', '.join(allowed)}")
         unknown = [name for name in self.systems if name not in SYSTEMS]
         if unknown or not self.systems:
-            fail(
-                f"--systems: there is no system {', '.join(unknown) or 'at all'}", f"Give some of {', '.join(SYSTEMS)}"
-            )
+            fail(f"systems: there is no system {', '.join(unknown) or 'at all'}", f"Give some of {', '.join(SYSTEMS)}")
         if self.k < 1 or self.rerank < 0:
-            fail(f"--k is {self.k} and --rerank {self.rerank}", "Give at least 1 document, and at least 0 to rerank")
+            fail(f"k is {self.k} and rerank {self.rerank}", "Give at least 1 document, and at least 0 to rerank")
         if self.retriever == "dense" and self.dense is None:
-            fail("--retriever dense needs an encoder", "Name it with --dense")
+            fail("retriever is dense, and no encoder is named", "Name one with --dense, or take another retriever")
 
 
 @dataclasses.dataclass(frozen=True)

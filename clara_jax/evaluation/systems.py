@@ -43,7 +43,7 @@ class Decoding:
         """Refuse numbers below 1."""
         for field in dataclasses.fields(self):
             if getattr(self, field.name) < 1:
-                fail(f"--{field.name} is {getattr(self, field.name)}", "Give at least 1")
+                fail(f"{field.name} is {getattr(self, field.name)}", "Give at least 1")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ def with_wrong_documents(
         if keys and not wrong:
             fail(
                 f"wrong_memory has no document for question {question.id!r}: all that other questions use are its own",
-                "Evaluate more questions, or leave wrong_memory out of --systems",
+                "Evaluate more questions, or leave wrong_memory out of systems",
             )
         asked.append(Asked(question, keys, tuple(wrong)[: len(keys)]))
     return asked

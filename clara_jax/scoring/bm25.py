@@ -18,7 +18,7 @@ class Bm25:
     """An index of documents, by their titles and texts. Raises `UserError` without bm25s or without any word."""
 
     def __init__(self, documents: Sequence[Candidate]):
-        self._library = _bm25s()
+        self._library = require_bm25s()
         self._ids = [document.id for document in documents]
         self._places = {key: place for place, key in enumerate(self._ids)}
         words = self._words([document.content for document in documents])
@@ -48,7 +48,8 @@ class Bm25:
         return self._library.tokenize(texts, stopwords="english", return_ids=False, show_progress=False)
 
 
-def _bm25s() -> Any:
+def require_bm25s() -> Any:
+    """The library. Raises `UserError` where it is not installed."""
     try:
         import bm25s
     except ImportError:

@@ -79,7 +79,8 @@ def _with_attention(model: Pretrained, name: AttentionName) -> Pretrained:
 def load_model(folder: Path, base: str | None = None, dtype: str | None = None, mesh: Mesh | None = None) -> Pretrained:
     """The model of a run directory (its latest checkpoint), of its `checkpoints/STEP`, or of a CLaRa checkpoint.
 
-    The latter is one in the reference's format. `base` overrides the base model that the folder names.
+    The latter is one in the reference's format. A curriculum's directory stands for its last stage that has a
+    checkpoint. `base` overrides the base model that the folder names.
     """
     if (folder / ADAPTERS).exists():
         return pretrained.load_checkpoint(folder, base, dtype, mesh=mesh)
@@ -87,10 +88,14 @@ def load_model(folder: Path, base: str | None = None, dtype: str | None = None, 
     if folder.parent.name == CHECKPOINTS and folder.name.isdigit():
         folder, step = folder.parent.parent, int(folder.name)
     if not (folder / CONFIG).exists():
-        fail(
-            f"{folder} is neither a run directory (no {CONFIG}) nor a CLaRa checkpoint (no {ADAPTERS})",
-            "Name a folder that clara_jax.train or the reference has written",
-        )
+        stage = _last_stage(folder)
+        if stage is None:
+            fail(
+                f"{folder} is neither a run directory (no {CONFIG}) nor a CLaRa checkpoint (no {ADAPTERS}) nor that of "
+                "a curriculum (no N_STAGE with a checkpoint)",
+                "Name a folder that clara_jax.train or the reference has written",
+            )
+        folder = stage
     config = load_config(folder / CONFIG)
     adapters = restore_adapters(folder, step)
     home = json.loads((folder / BASE).read_text(encoding="utf-8"))["folder"]
@@ -99,6 +104,16 @@ def load_model(folder: Path, base: str | None = None, dtype: str | None = None, 
     pretrained.set_special_rows(model.params, adapters.pop("special_rows"), model.tokenizer.special)
     model.params.update(jax.tree.map(jnp.asarray, adapters))
     return model
+
+
+def _last_stage(folder: Path) -> Path | None:
+    """The run directory `folder/N_STAGE` of the highest N that has a checkpoint; the latest of those with that N."""
+    found = []
+    for checkpoints in folder.glob(f"*_*/{CHECKPOINTS}"):
+        number, _, stage = checkpoints.parent.name.partition("_")
+        if number.isdigit() and stage in STAGES and any(path.name.isdigit() for path in checkpoints.iterdir()):
+            found.append((int(number), checkpoints.stat().st_mtime, checkpoints.parent))
+    return max(found)[2] if found else None
 
 
 def check_resumable(config: TrainConfig, run_dir: Path) -> None:

@@ -167,7 +167,7 @@ def test_settings_that_make_no_sense(settings, message):
 def test_questions_without_documents_need_a_corpus():
     """If this broke, FlashRAG's questions would be answered from nothing."""
     alone = [Question("q0", "Who owns the oboe?", ("owner0",), (), ())]
-    with pytest.raises(UserError, match=r"question 'q0' has no documents.*--corpus"):
+    with pytest.raises(UserError, match=r"question 'q0' has no documents.*corpus"):
         make_pool(alone, "own")
     pool = make_pool(alone, "own", DOCUMENTS)
     settings = EvaluationSettings(setting="end_to_end", k=1, systems=("memory",))

@@ -13,7 +13,7 @@ import pytest
 from clara_jax import train as train_command
 from clara_jax.clara import Clara
 from clara_jax.config import load_config, parse_train_config
-from clara_jax.curriculum import parse_runs
+from clara_jax.curriculum import parse_curriculum
 from clara_jax.errors import UserError, run_command
 from clara_jax.training.checkpoint import restore_adapters
 from clara_jax.training.loop import train
@@ -189,7 +189,7 @@ def test_curriculum_goes_from_stage_to_stage_and_runs_none_twice(tmp_path: Path,
     path.write_text(path.read_text() + f"steps: 3\ndata: {{path: [{data}]}}\n", encoding="utf-8")
     command = ["train", f"--config={path}", *kept]
 
-    first, second = parse_runs(command[1:])
+    first, second = parse_curriculum(command[1:]).runs
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit, match="0"):
         run_command(train_command.main)
