@@ -154,8 +154,8 @@ def test_a_dense_encoder_is_a_retriever(monkeypatch):
     [
         ({"systems": ("memory", "magic")}, "there is no system magic"),
         ({"systems": ()}, "there is no system at all"),
-        ({"k": 0}, "--k is 0"),
-        ({"retriever": "dense"}, "--retriever dense needs an encoder"),
+        ({"k": 0}, "k is 0"),
+        ({"retriever": "dense"}, "retriever is dense, and no encoder is named"),
     ],
 )
 def test_settings_that_make_no_sense(settings, message):
