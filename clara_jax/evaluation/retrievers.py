@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +17,7 @@ from clara_jax.retrieval.search import search
 from clara_jax.scoring.bm25 import Bm25
 from clara_jax.scoring.questions import Question
 from clara_jax.scoring.rankings import Ranking
+from clara_jax.sharding import MeshConfig, make_mesh
 
 RETRIEVERS = ("model", "bm25", "dense", "given")
 
@@ -104,7 +106,8 @@ def _of_all(
     of_documents: Callable[[Sequence[str]], Vectors],
     k: int,
 ) -> dict[str, Ranking]:
-    found = search(queries, [of_documents(keys)], min(k, len(keys)))
+    mesh = make_mesh(MeshConfig(), jax.local_devices())  # the other processes of a run take no part
+    found = search(queries, [of_documents(keys)], min(k, len(keys)), mesh)
     return {
         question.id: [(keys[i], float(score)) for i, score in zip(indices, scores, strict=True) if i >= 0]
         for question, indices, scores in zip(questions, found.indices, found.scores, strict=True)

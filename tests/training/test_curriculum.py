@@ -1,9 +1,12 @@
-"""A curriculum that ends with an evaluation: what is refused before training, what it leaves, where its model is."""
+"""A curriculum and the evaluation at its end: what is refused before training, what it leaves, where its model is."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -11,7 +14,8 @@ from clara_jax import train as train_command
 from clara_jax.clara import Clara
 from clara_jax.curriculum import parse_curriculum
 from clara_jax.errors import UserError
-from clara_jax.training.runs import load_model
+from clara_jax.training.checkpoint import restore_adapters
+from clara_jax.training.runs import load_model, starting_model
 from tests.conftest import FIXTURES, ROOT
 
 QUESTIONS = [
@@ -91,10 +95,26 @@ def test_missing_packages_are_named_before_the_first_stage(curriculum, tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_it_ends_with_results_once(curriculum, tmp_path: Path):
-    """One command from data to numbers; given again it does nothing, and evaluates what has changed."""
+def assert_second_starts_from_first(path: Path):
+    """Stage 3 must start from what stage 1 has learned: its query reasoner is the trained compressor."""
+    first, second = parse_curriculum([f"--config={path}"]).runs
+    trained = restore_adapters(Path(first.run_dir))
+    assert "query_reasoner" not in trained
+    start = starting_model(second).params
+    for name in ("compressor", "query_reasoner"):
+        for mine, theirs in zip(jax.tree.leaves(start[name]), jax.tree.leaves(trained["compressor"])):
+            np.testing.assert_array_equal(mine, theirs)
+    fresh = starting_model(
+        dataclasses.replace(second, model=dataclasses.replace(second.model, start_fresh=["generator"]))
+    )
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(fresh.params["generator"]) if leaf.shape[1] == 2)
+
+
+def test_it_goes_from_stage_to_stage_and_ends_with_results_once(curriculum, tmp_path: Path):
+    """One command from data to numbers; given again it does nothing."""
     run = tmp_path / "run"
     printed = curriculum()
+    assert_second_starts_from_first(tmp_path / "curriculum.yaml")
     results = json.loads((run / "results.json").read_text())
     assert results.keys() == {"answers", "retrieval", "seconds"} and results["seconds"] > 0
     assert results["answers"].keys() == set(SYSTEMS) and results["retrieval"].keys() == {"model", "bm25"}
@@ -115,7 +135,9 @@ def test_it_ends_with_results_once(curriculum, tmp_path: Path):
     assert "query_reasoner" in found.loaded.params and found.top_k == 1
 
     (run / "evaluation" / "report.html").unlink()
-    again = curriculum().splitlines()
+    printed = curriculum()
+    assert printed.count("has already taken its 1 steps") == 2
+    again = printed.splitlines()
     assert again[-2].startswith(f"Results: {run / 'results.json'} is there already") and "Curves" in again[-1]
     assert json.loads((run / "results.json").read_text()) == results
     (run / "results.json").unlink()

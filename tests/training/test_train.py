@@ -1,6 +1,5 @@
 """`python -m clara_jax.train`: what it writes, how it goes on, and what it says to wrong input."""
 
-import dataclasses
 import json
 import shutil
 import sys
@@ -13,11 +12,9 @@ import pytest
 from clara_jax import train as train_command
 from clara_jax.clara import Clara
 from clara_jax.config import load_config, parse_train_config
-from clara_jax.curriculum import parse_curriculum
 from clara_jax.errors import UserError, run_command
 from clara_jax.training.checkpoint import restore_adapters
 from clara_jax.training.loop import train
-from clara_jax.training.runs import starting_model
 from tests.conftest import FIXTURES
 
 BASE = FIXTURES / "mistral_window" / "base"
@@ -167,48 +164,6 @@ def test_bad_record_is_named_or_skipped(tmp_path: Path, data: Path, capsys):
         train(parse_train_config(arguments(tmp_path / "stop", data)))
     train(parse_train_config(arguments(tmp_path / "skip", data, "--data.on_bad_record=skip")))
     assert "12 samples, 1 skipped (first: line 13" in capsys.readouterr().out
-
-
-CURRICULUM = """
-curriculum:
-- stage: compression_pretraining
-- {stage: end_to_end, steps: 2, data: {path: [%s]}, objective: {top_k: 2}}
-"""
-
-
-def test_curriculum_goes_from_stage_to_stage_and_runs_none_twice(tmp_path: Path, data: Path, monkeypatch, capsys):
-    """Stage 3 must start from what stage 1 has learned: its query reasoner is the trained compressor."""
-    rows = [{"question": "Who?", "answer": "Dronor", "docs": ["a mill", "Dronor"]}] * 4
-    pairs = tmp_path / "pairs.jsonl"
-    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    path = tmp_path / "curriculum.yaml"
-    path.write_text(CURRICULUM % pairs, encoding="utf-8")
-    kept = [
-        one for one in arguments(tmp_path / "run", data) if not one.startswith(("--stage", "--steps", "--data.path"))
-    ]
-    path.write_text(path.read_text() + f"steps: 3\ndata: {{path: [{data}]}}\n", encoding="utf-8")
-    command = ["train", f"--config={path}", *kept]
-
-    first, second = parse_curriculum(command[1:]).runs
-    monkeypatch.setattr(sys, "argv", command)
-    with pytest.raises(SystemExit, match="0"):
-        run_command(train_command.main)
-    trained = restore_adapters(Path(first.run_dir))
-    assert "query_reasoner" not in trained
-    start = starting_model(second).params
-    for name in ("compressor", "query_reasoner"):
-        for mine, theirs in zip(jax.tree.leaves(start[name]), jax.tree.leaves(trained["compressor"])):
-            np.testing.assert_array_equal(mine, theirs)
-    fresh = starting_model(
-        dataclasses.replace(second, model=dataclasses.replace(second.model, start_fresh=["generator"]))
-    )
-    assert not any(np.any(leaf) for leaf in jax.tree.leaves(fresh.params["generator"]) if leaf.shape[1] == 2)
-
-    capsys.readouterr()
-    with pytest.raises(SystemExit, match="0"):
-        run_command(train_command.main)
-    printed = capsys.readouterr().out
-    assert "has already taken its 3 steps" in printed and "has already taken its 2 steps" in printed
 
 
 def evaluations(run_dir: Path) -> dict[int, dict]:
