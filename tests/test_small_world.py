@@ -4,6 +4,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from clara_jax.data.records import parse_record
@@ -89,6 +90,15 @@ def test_the_base_loads_and_is_small():
     assert len(pretrained.tokenizer.special.memory_ids) == 4
 
 
+def test_memory_tokens_begin_alike_or_apart():
+    """Drawn alike, as the reference does, they stay alike on a small base for many steps; the quickstart asks for 1."""
+    alike, apart = (
+        np.asarray(new_model(str(QUICKSTART / "base"), 32, 8, LoraConfig(), seed=0, **spread).params["memory_tokens"])
+        for spread in ({}, {"memory_token_spread": 1.0})
+    )
+    assert alike.std(axis=0).max() < 1e-3 < 0.3 < apart.std(axis=0).mean()
+
+
 @pytest.mark.parametrize("documents", [1, 3])
 def test_the_base_tells_documents_apart_that_it_has_never_met(documents: int):
     """If this broke, nothing that is learned on top of the base could pick the right one of several memories."""
@@ -103,7 +113,7 @@ def test_the_base_tells_documents_apart_that_it_has_never_met(documents: int):
 
 def test_the_tokenizer_knows_every_word_of_the_committed_data():
     tokenizer = ClaraTokenizer(QUICKSTART / "base", 4)
-    for name in ("compression_train.jsonl", "compression_test.jsonl"):
+    for name in ("compression_train.jsonl", "compression_test.jsonl", "single_train.jsonl", "single_test.jsonl"):
         for fields in rows(QUICKSTART / "data", name):
             text = fields["docs"][0]
             ids = tokenizer.encode(text)

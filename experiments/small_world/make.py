@@ -1,7 +1,9 @@
 """Write the small world as training and test data: `python -m experiments.small_world.make --out DIR --seed 0`.
 
-For each split (`train`, `test`), in the formats of `clara_jax.data.records` (of the bulky last two there are half and
-a quarter as many rows):
+For each split (`train`, `test`), in the formats of `clara_jax.data.records` (of the small first one there are ten times
+as many rows, of the bulky last two half and a quarter):
+
+- `single_SPLIT.jsonl`: a question, its answer, and the one document that has it;
 
 - `compression_SPLIT.jsonl`: for each document a question list and a paraphrase;
 - `instruction_SPLIT.jsonl`: a question, its answer, and three documents in random order, one of which has it;
@@ -40,6 +42,13 @@ def compression_rows(world: World, count: int, rng: random.Random) -> Iterator[R
         yield {"data_type": "paraphrase", "answers": [entity.paraphrase], "docs": [entity.document]}
 
 
+def single_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
+    """Questions with the document that has the answer."""
+    for _ in range(count):
+        question = single_hop(world, rng)
+        yield {"question": question.text, "answer": question.answer, "docs": [question.path[0].document]}
+
+
 def instruction_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
     """Questions with a few documents; nothing says which of them has the answer."""
     for _ in range(count):
@@ -69,6 +78,7 @@ def single_hop(world: World, rng: random.Random) -> Question:
 
 # File name -> what writes it, and for what share of the count asked for.
 WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], float]] = {
+    "single": (single_rows, 10.0),
     "compression": (compression_rows, 1.0),
     "instruction": (instruction_rows, 1.0),
     "end_to_end": (end_to_end_rows, 0.5),

@@ -155,5 +155,6 @@ def test_a_folder_without_finished_stages_is_refused(tmp_path: Path):
 
 def test_one_run_has_no_evaluation_at_end():
     """A file without `curriculum` stays a single run."""
-    found = parse_curriculum([f"--config={ROOT / 'configs' / 'quickstart.yaml'}", "--run_dir=elsewhere"])
+    config = ROOT / "configs" / "quickstart" / "instruction_tuning.yaml"
+    found = parse_curriculum([f"--config={config}", "--run_dir=elsewhere"])
     assert found.run_dir == "elsewhere" and len(found.runs) == 1 and found.evaluation is None
