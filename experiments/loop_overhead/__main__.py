@@ -1,7 +1,7 @@
 """`python -m experiments.loop_overhead`: the share of a step's time that the training loop adds to the step.
 
 Takes the steps of the quickstart's stage twice: through the loop, with its data, metrics and checks (checkpoints and
-evaluation are off the clock), and as bare calls of the jitted step on the same batches, which lie on the device already.
+evaluation are off the clock), and as bare calls of the jitted step on the same batches, which lie on the device.
 Both alternate; printed are the medians of their times and of the shares, by the clock on the wall and by the processor
 time of all threads of this process, which other programs on the machine disturb less.
 """
