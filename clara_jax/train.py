@@ -26,10 +26,9 @@ def main() -> None:
         evaluation = None if curriculum.evaluation is None else prepare_evaluation(curriculum.evaluation)
         for config in runs:
             outcome = train(config)
-            if is_main():
-                print(_summary(outcome, config), flush=True)
-                if evaluation is not None and outcome.loss is not None:
-                    results.unlink(missing_ok=True)  # of an earlier model
+            _say(_summary(outcome, config))
+            if is_main() and evaluation is not None and outcome.loss is not None:
+                results.unlink(missing_ok=True)  # of an earlier model
             if not outcome.finished:
                 sys.exit(STOPPED_STATUS)
         if evaluation is not None:

@@ -49,8 +49,9 @@ class Checkpoints:
         The latest `keep` are kept, and the one with the best `keep_best`, an evaluation metric's name.
         """
         _say_errors_once()
+        self._run_dir = run_dir
         self._folder = (run_dir / CHECKPOINTS).absolute()
-        self._evaluations = {step: _read_evaluation(self._folder / str(step)) for step in self._complete()}
+        self._evaluations = {step: _read_evaluation(self._folder / str(step)) for step in complete_steps(run_dir)}
         policies: list[PreservationPolicy] = [LatestN(keep)]
         if keep_best is not None:
             policies.append(_Only(lambda: self.best(keep_best)))
@@ -96,7 +97,7 @@ class Checkpoints:
             items = self._manager.restore(self.latest, args=args)
             fields, place = items["state"], DataPlace(**items["data"])
         except (OSError, ValueError, KeyError, TypeError) as error:  # for a file that is missing, cut or garbled
-            earlier = [step for step in self._complete() if step != self.latest]
+            earlier = [step for step in complete_steps(self._run_dir) if step != self.latest]
             rest = f"from step {earlier[-1]}" if earlier else "from the start"
             fail(
                 f"{self._folder / str(self.latest)} cannot be read ({_reason(error)})",
@@ -122,9 +123,6 @@ class Checkpoints:
         with self._reported() if error is None else suppress(OSError, ValueError, RuntimeError):
             self._manager.close()
 
-    def _complete(self) -> list[int]:
-        return sorted(int(path.name) for path in self._folder.glob("*") if path.name.isdigit())
-
     @contextmanager
     def _reported(self) -> Iterator[None]:
         try:
@@ -132,12 +130,17 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:  # what Orbax and TensorStore raise for a failed write
             if is_loss(error):
                 raise
-            complete = self._complete()
+            complete = complete_steps(self._run_dir)
             kept = f"that of step {complete[-1]} is intact" if complete else "there is no earlier one"
             raise UserError(
                 f"{self._folder}: a checkpoint could not be written ({_reason(error)}); {kept}. "
                 "Make room or correct the folder's permissions, then give the same command to go on."
             ) from error
+
+
+def complete_steps(run_dir: Path) -> list[int]:
+    """The steps of a run's complete checkpoints, in order."""
+    return sorted(int(path.name) for path in (run_dir / CHECKPOINTS).glob("*") if path.name.isdigit())
 
 
 def restore_adapters(run_dir: Path, step: int | None = None) -> Params:

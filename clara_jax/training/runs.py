@@ -15,7 +15,7 @@ from clara_jax.interop.clara_checkpoint import ADAPTERS
 from clara_jax.models.attention import AttentionName, check_attention
 from clara_jax.models.lora import LoraConfig
 from clara_jax.pretrained import Pretrained, with_query_reasoner
-from clara_jax.training.checkpoint import BASE, CHECKPOINTS, restore_adapters
+from clara_jax.training.checkpoint import BASE, CHECKPOINTS, complete_steps, restore_adapters
 from clara_jax.training.stages import STAGES, check_trainable
 
 CONFIG = "config.yaml"
@@ -111,7 +111,7 @@ def _last_stage(folder: Path) -> Path | None:
     found = []
     for checkpoints in folder.glob(f"*_*/{CHECKPOINTS}"):
         number, _, stage = checkpoints.parent.name.partition("_")
-        if number.isdigit() and stage in STAGES and any(path.name.isdigit() for path in checkpoints.iterdir()):
+        if number.isdigit() and stage in STAGES and complete_steps(checkpoints.parent):
             found.append((int(number), checkpoints.stat().st_mtime, checkpoints.parent))
     return max(found)[2] if found else None
 

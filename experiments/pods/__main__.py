@@ -54,16 +54,18 @@ def main() -> None:
     parser.add_argument("--pod", choices=[pod.name for pod in PODS], nargs="+", default=[pod.name for pod in PODS])
     asked = parser.parse_args()
     figures: dict[str, Any] = json.loads(asked.json.read_text()) if asked.json.exists() else {}
-    for pod in PODS:
-        for model in MODELS:
-            for stage in STAGES:
-                key = f"{model} {stage} {pod.name}"
-                if key in figures or model not in asked.model or stage not in asked.stage or pod.name not in asked.pod:
-                    continue
-                print(key, file=sys.stderr, flush=True)
-                figures[key] = _estimate(model, stage, pod)
-                asked.json.write_text(json.dumps(figures, indent=1))
+    for key, (model, stage, pod) in _keys().items():
+        if key in figures or model not in asked.model or stage not in asked.stage or pod.name not in asked.pod:
+            continue
+        print(key, file=sys.stderr, flush=True)
+        figures[key] = _estimate(model, stage, pod)
+        asked.json.write_text(json.dumps(figures, indent=1))
     print(_table(figures))
+
+
+def _keys() -> dict[str, tuple[str, str, Pod]]:
+    """What each figure is called, in the order in which all are made and printed."""
+    return {f"{m} {s} {pod.name}": (m, s, pod) for pod in PODS for m in MODELS for s in STAGES}
 
 
 def _estimate(model: str, stage: str, pod: Pod) -> dict[str, Any]:
@@ -85,14 +87,16 @@ def _table(figures: dict[str, Any]) -> str:
         "| Compiled in |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for key, one in figures.items():
-        model, stage, pod = key.split(" ", 2)
+    for key, (model, stage, pod) in _keys().items():
+        if key not in figures:
+            continue
+        one = figures[key]
         memory = one["memory"]
         size = "does not fit" if memory is None else f"{sum(memory.values()) / 1e9:.1f} of {one['available'] / 1e9:.1f}"
         gather = "not known" if one["largest_gather"] is None else f"{one['largest_gather'] / 1e9:.2f} GB"
         choice = " ".join(option.removeprefix("--").replace("mesh.", "") for option in one["options"].split())
         rows.append(
-            f"| {MODELS[model]} {stage} | {pod} | {choice} | {one['batch_size']} | {size} | "
+            f"| {MODELS[model]} {stage} | {pod.name} | {choice} | {one['batch_size']} | {size} | "
             f"{one['base_bytes'] / 1e9:.1f} | {gather} | "
             f"{max(one['seconds'].values()):.2f} s | {one['bound']} | {one['compile_seconds']:.0f} s |"
         )

@@ -4,7 +4,6 @@ For each split (`train`, `test`), in the formats of `clara_jax.data.records` (of
 as many rows, of the bulky last two half and a quarter):
 
 - `single_SPLIT.jsonl`: a question, its answer, and the one document that has it;
-
 - `compression_SPLIT.jsonl`: for each document a question list and a paraphrase;
 - `instruction_SPLIT.jsonl`: a question, its answer, and three documents in random order, one of which has it;
 - `end_to_end_SPLIT.jsonl`: a question, its answer, ten candidates, and in `pos_index` where the document is;

@@ -37,7 +37,7 @@ from experiments.small_world.world import make_world
 
 CHATS_PER_WORLD = 5_000
 MOST_TARGETS = 72  # answer tokens of a chat
-CHUNK = 10  # steps between two looks at the clock
+CHUNK = 10  # steps of one call of the compiled program
 # Name -> what the chats are, how many are drawn, and their longest in tokens.
 CHATS: dict[str, tuple[Mix, int, int]] = {
     "one": (Mix((1, 1), turns=4, formats=0.2), 60_000, 112),
@@ -111,7 +111,8 @@ def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> 
     kept: dict[str, Any] = {"step": 0, "seconds": 0.0}
     content = None if state_file is None or not state_file.exists() else state_file.read_bytes()
     if content is not None:
-        kept |= {name: flax.serialization.msgpack_restore(content)[name] for name in kept}
+        found = flax.serialization.msgpack_restore(content)
+        kept = {name: found[name] for name in kept}
     began, done = time.monotonic() - kept["seconds"], 0
     params = init_params(make_decoder(_config(tokenizer, tied=False)), seed)
     for number, phase in enumerate(CURRICULUM):
