@@ -1,9 +1,9 @@
 """Write the small world as training and test data: `python -m experiments.small_world.make --out DIR --seed 0`.
 
-For each split (`train`, `test`), in the formats of `clara_jax.data.records` (of the small first one there are ten times
-as many rows, of the bulky last two half and a quarter):
+For each split (`train`, `test`), in the formats of `clara_jax.data.records` (for how many rows of each, see
+`WRITERS`):
 
-- `single_SPLIT.jsonl`: a question, its answer, and the one document that has it;
+- `single_SPLIT.jsonl`: a question, its answer, and the one document that has it; three in ten ask for the name;
 - `compression_SPLIT.jsonl`: for each document a question list and a paraphrase;
 - `instruction_SPLIT.jsonl`: a question, its answer, and three documents in random order, one of which has it;
 - `end_to_end_SPLIT.jsonl`: a question, its answer, ten candidates, and in `pos_index` where the document is;
@@ -13,6 +13,7 @@ as many rows, of the bulky last two half and a quarter):
 
 import argparse
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,8 +21,20 @@ from typing import Any
 
 from experiments.small_world.relations import RELATIONS
 from experiments.small_world.words import KINDS
-from experiments.small_world.world import Question, World, ask, ask_two_hop, distractors, make_world
+from experiments.small_world.world import (
+    Entity,
+    Question,
+    World,
+    ask,
+    ask_subject,
+    ask_two_hop,
+    distractors,
+    make_world,
+)
 
+# In each world the same names have other facts: what one of them says of a name cannot be learned by heart.
+TRAINING_WORLDS = 4
+SUBJECT_SHARE = 0.3  # of the questions to single documents that ask for the name
 INSTRUCTION_DOCUMENTS = 3
 CANDIDATES = 10
 Row = dict[str, Any]
@@ -42,10 +55,11 @@ def compression_rows(world: World, count: int, rng: random.Random) -> Iterator[R
 
 
 def single_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
-    """Questions with the document that has the answer."""
+    """Questions about one document each, which it answers."""
     for _ in range(count):
-        question = single_hop(world, rng)
-        yield {"question": question.text, "answer": question.answer, "docs": [question.path[0].document]}
+        entity, name = random_fact(world, rng)
+        question = (ask_subject if rng.random() < SUBJECT_SHARE else ask)(entity, name, rng)
+        yield {"question": question.text, "answer": question.answer, "docs": [entity.document]}
 
 
 def instruction_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
@@ -70,30 +84,41 @@ def two_hop_rows(world: World, count: int, rng: random.Random) -> Iterator[Row]:
 
 
 def single_hop(world: World, rng: random.Random) -> Question:
-    """A question about a random fact of a random entity, every kind equally often."""
+    """A question about a random fact."""
+    return ask(*random_fact(world, rng), rng)
+
+
+def random_fact(world: World, rng: random.Random) -> tuple[Entity, str]:
+    """A random entity, every kind equally often, and the name of one of its facts."""
     entity = rng.choice(world.by_kind[rng.choice(KINDS)])
-    return ask(entity, rng.choice(list(entity.facts)), rng)
+    return entity, rng.choice(list(entity.facts))
 
 
-# File name -> what writes it, and for what share of the count asked for.
-WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], float]] = {
-    "single": (single_rows, 10.0),
-    "compression": (compression_rows, 1.0),
-    "instruction": (instruction_rows, 1.0),
-    "end_to_end": (end_to_end_rows, 0.5),
-    "two_hop": (two_hop_rows, 0.25),
+# File name -> what writes it, and for what share of the counts asked for (train, test).
+WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], tuple[float, float]]] = {
+    "single": (single_rows, (20.0, 1.0)),
+    "compression": (compression_rows, (1.0, 1.0)),
+    "instruction": (instruction_rows, (1.0, 1.0)),
+    "end_to_end": (end_to_end_rows, (2.5, 1.0)),
+    "two_hop": (two_hop_rows, (0.25, 0.25)),
 }
 
 
 def write_world(folder: Path, seed: int, train: int, test: int) -> None:
-    """Write all files of the world of `seed`, from `train` and `test` documents or questions."""
+    """Write all files, from about `train` and `test` documents or questions.
+
+    The test files are of one world, the training files of `TRAINING_WORLDS`, an equal part of each.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for split, count in (("train", train), ("test", test)):
-        world = make_world(seed, split)
-        for name, (rows, share) in WRITERS.items():
+    splits = (("train", train, [f"{seed} {number}" for number in range(TRAINING_WORLDS)]), ("test", test, [f"{seed}"]))
+    for share_of, (split, count, seeds) in enumerate(splits):
+        worlds = [make_world(of_world, split) for of_world in seeds]
+        for name, (rows, shares) in WRITERS.items():
             rng = random.Random(f"{seed} {split} {name}")
-            lines = [json.dumps(row) + "\n" for row in rows(world, round(share * count), rng)]
-            (folder / f"{name}_{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+            of_each = math.ceil(shares[share_of] * count / len(worlds))
+            written = [row for world in worlds for row in rows(world, of_each, rng)]
+            text = "".join(json.dumps(row) + "\n" for row in written)
+            (folder / f"{name}_{split}.jsonl").write_text(text, encoding="utf-8")
 
 
 def _with_candidates(world: World, question: Question, count: int, rng: random.Random) -> Row:

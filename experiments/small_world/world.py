@@ -4,6 +4,7 @@
     entity = world.entities[0]
     entity.document, entity.paraphrase
     ask(entity, "job", rng)                    # Question("What is the job of Mara Torlen?", "baker", (entity,))
+    ask_subject(entity, "job", rng)            # Question("Who works as a baker?", "Mara Torlen", (entity,))
     ask_two_hop(world, entity, rng)            # "Where was the founder of Zantex Mills born?"
 
 A two-hop question names one entity and is answered by the document of another: the first document names the second
@@ -54,7 +55,7 @@ class World:
     by_kind: dict[str, tuple[Entity, ...]]
 
 
-def make_world(seed: int, split: str, sizes: dict[str, int] | None = None) -> World:
+def make_world(seed: int | str, split: str, sizes: dict[str, int] | None = None) -> World:
     """The world of `seed`. Its entities are drawn from the names of `split`, and it refers to no others."""
     rng = random.Random(f"{seed} {split}")
     names = {}
@@ -79,6 +80,16 @@ def ask(entity: Entity, name: str, rng: random.Random) -> Question:
     """A question about one fact of one entity."""
     wording = rng.choice(relation(entity.kind, name).questions)
     return Question(wording.format(s=entity.title), entity.facts[name], (entity,))
+
+
+def ask_subject(entity: Entity, name: str, rng: random.Random) -> Question:
+    """One fact asked the other way round, whose answer is the entity's name.
+
+    It is a question to the entity's own document alone: in the world several may share the fact.
+    """
+    statement = rng.choice([text for text in relation(entity.kind, name).statements if text.startswith("{s}")])
+    asked = statement.format(s="Who" if entity.kind == "person" else "What", o=entity.facts[name])
+    return Question(asked.removesuffix(".") + "?", entity.title, (entity,))
 
 
 def ask_two_hop(world: World, entity: Entity, rng: random.Random) -> Question:
