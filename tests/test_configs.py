@@ -79,3 +79,10 @@ def test_stages_share_one_model(family: str):
     files = [CONFIGS / family / f"{stage}.yaml" for stage in (*STAGES, "retrieval_pretraining")]
     models = [parse(path)[0].model for path in files]
     assert len({(model.base, model.doc_max_length, model.compression_rate) for model in models}) == 1
+
+
+def test_quickstart_is_its_stages_each_from_the_one_before():
+    """Who tries one stage of the quickstart by itself goes on with the same runs in the same folders."""
+    runs = parse(CONFIGS / "quickstart.yaml")
+    assert [run.stage for run in runs] == list(STAGES)
+    assert runs == [parse(CONFIGS / "quickstart" / f"{stage}.yaml")[0] for stage in STAGES]

@@ -27,7 +27,7 @@ from clara_jax.training.setup import Run, prepare, use_compilation_cache
 from clara_jax.training.state import TrainState
 from clara_jax.training.stop import StopRequest
 
-CONFIG = Path("configs/quickstart/instruction_tuning.yaml")
+CONFIG = Path("configs/quickstart/compression_pretraining.yaml")
 
 
 class Clock(StopRequest):

@@ -1,0 +1,1 @@
+"""The quickstart from several seeds."""
