@@ -1,0 +1,53 @@
+"""Figures of variants and seeds: a CSV row for each, a Markdown table of means (least to most), a picture."""
+
+import csv
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+Row = dict[str, str | float]  # `variant`, `seed`, and a figure for each other column
+
+
+def write_results(rows: Sequence[Row], out: Path, name: str) -> str:
+    """Write `name`.csv, .md and .png into `out`; the Markdown table."""
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    columns = [column for column in rows[0] if column not in ("variant", "seed")]
+    variants = list(dict.fromkeys(str(row["variant"]) for row in rows))
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    for variant in variants:
+        cells = []
+        for column in columns:
+            values = _values(rows, variant, column)
+            cells.append(f"{statistics.mean(values):.4g} ({min(values):.4g} to {max(values):.4g})")
+        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    table = "\n".join(lines) + "\n"
+    (out / f"{name}.md").write_text(table, encoding="utf-8")
+    _draw(rows, variants, columns).savefig(out / f"{name}.png", dpi=120)
+    return table
+
+
+def _draw(rows: Sequence[Row], variants: Sequence[str], columns: Sequence[str]) -> Figure:
+    """A panel for each column, a line of dots for each variant."""
+    across = min(4, len(columns))
+    down = -(-len(columns) // across)
+    figure = Figure(figsize=(3.2 * across + 1, down * (0.3 * len(variants) + 1.2)), layout="constrained")
+    panels = list(figure.subplots(down, across, squeeze=False, sharey=True).flat)
+    for axes, column in zip(panels, columns, strict=False):
+        for place, variant in enumerate(variants):
+            values = _values(rows, variant, column)
+            axes.scatter(values, [place] * len(values), alpha=0.6)
+        axes.set(title=column, yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5))
+        axes.grid(axis="x", alpha=0.3)
+    for axes in panels[len(columns) :]:
+        axes.remove()
+    return figure
+
+
+def _values(rows: Sequence[Row], variant: str, column: str) -> list[float]:
+    return [float(row[column]) for row in rows if row["variant"] == variant]
