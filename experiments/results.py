@@ -19,13 +19,10 @@ def write_results(rows: Sequence[Row], out: Path, name: str) -> str:
         writer.writerows({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
     columns = [column for column in rows[0] if column not in ("variant", "seed")]
     variants = list(dict.fromkeys(str(row["variant"]) for row in rows))
-    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for variant in variants:
-        cells = []
-        for column in columns:
-            values = _values(rows, variant, column)
-            cells.append(f"{statistics.mean(values):.4g} ({min(values):.4g} to {max(values):.4g})")
-        lines.append(f"| {variant} | {' | '.join(cells)} |")
+    lines = [f"| | {' | '.join(variants)} |", "|---" * (len(variants) + 1) + "|"]
+    for column in columns:
+        cells = [_cell(_values(rows, variant, column)) for variant in variants]
+        lines.append(f"| {column} | {' | '.join(cells)} |")
     table = "\n".join(lines) + "\n"
     (out / f"{name}.md").write_text(table, encoding="utf-8")
     _draw(rows, variants, columns).savefig(out / f"{name}.png", dpi=120)
@@ -47,6 +44,10 @@ def _draw(rows: Sequence[Row], variants: Sequence[str], columns: Sequence[str]) 
     for axes in panels[len(columns) :]:
         axes.remove()
     return figure
+
+
+def _cell(values: Sequence[float]) -> str:
+    return f"{statistics.mean(values):.4g} ({min(values):.4g} to {max(values):.4g})"
 
 
 def _values(rows: Sequence[Row], variant: str, column: str) -> list[float]:

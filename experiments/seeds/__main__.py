@@ -1,8 +1,9 @@
 """`python -m experiments.seeds --runs DIR --out DIR`: the quickstart from several seeds, and the least one reached.
 
 Each seed's curriculum is a run of `clara_jax.train` in a process and a folder of its own; what is finished is not run
-again. The model of stage 2 is then evaluated on the same questions: how well it finds documents before it was ever
-trained to. Written are `seeds.csv`, `seeds.md` and `seeds.png` (see `experiments.results`); shares are per cent.
+again. The model of stage 2 is then evaluated on the same questions: what it answers given the right document, and how
+well it finds documents before it was ever trained to. Written are `seeds.csv`, `seeds.md` and `seeds.png` (see
+`experiments.results`): exact match of each system, and recall among ten candidates, in per cent.
 """
 
 import argparse
@@ -19,15 +20,14 @@ from experiments.results import Row, write_results
 CONFIG = Path("configs/quickstart.yaml")
 QUESTIONS = Path("configs/quickstart/data/end_to_end_test.jsonl")
 STAGE_2 = "2_instruction_tuning"  # its model has not been trained to retrieve
-# Column -> where it is in the evaluation of (the whole curriculum, the model before stage 3).
+# Column -> where it is in the evaluation of (stage 2's model, given the right document; the whole curriculum).
 COLUMNS = {
-    **{f"em {system}": (0, "answers", system, "em") for system in SYSTEMS},
-    "recall@1": (0, "retrieval", "model", "recall@1"),
-    "recall@1 before": (1, "retrieval", "model", "recall@1"),
-    "recall@1 BM25": (0, "retrieval", "bm25", "recall@1"),
-    "recall@3": (0, "retrieval", "model", "recall@3"),
-    "recall@3 before": (1, "retrieval", "model", "recall@3"),
-    "seconds": (0, "seconds"),
+    **{f"stage 2, {system}": (0, "answers", system, "em") for system in SYSTEMS},
+    **{f"stage 2, {name}": (0, "retrieval", "model", name) for name in ("recall@1", "recall@3")},
+    **{f"stage 3, {system}": (1, "answers", system, "em") for system in SYSTEMS},
+    **{f"stage 3, {name}": (1, "retrieval", "model", name) for name in ("recall@1", "recall@3")},
+    **{f"BM25, {name}": (1, "retrieval", "bm25", name) for name in ("recall@1", "recall@3")},
+    "seconds": (1, "seconds"),
 }
 
 
@@ -48,12 +48,11 @@ def run_seed(run_dir: Path, seed: int) -> Row:
     """The figures of one seed, after its curriculum has been run as far as it is not."""
     if not (run_dir / "results.json").exists():
         run_module(run_dir / "log.txt", "clara_jax.train", "--config", CONFIG, "--run_dir", run_dir, "--seed", seed)
-    before = run_dir / "before_end_to_end"
-    if not (before / "results.json").exists():
-        what = ("--data", QUESTIONS, "--setting", "end_to_end", "--k", 1, "--systems", "memory", "--max_new_tokens", 8)
-        log = run_dir / "log_before.txt"
-        run_module(log, "clara_jax.evaluate", "--model", run_dir / STAGE_2, *what, "--out", before)
-    found = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (run_dir, before)]
+    of_stage_2 = run_dir / "evaluation_of_stage_2"
+    if not (of_stage_2 / "results.json").exists():
+        what = ("--data", QUESTIONS, "--setting", "oracle", "--k", 1, "--max_new_tokens", 8, "--out", of_stage_2)
+        run_module(run_dir / "log_of_stage_2.txt", "clara_jax.evaluate", "--model", run_dir / STAGE_2, *what)
+    found = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (of_stage_2, run_dir)]
     row: Row = {"variant": "quickstart", "seed": seed}
     for column, (which, *keys) in COLUMNS.items():
         value: Any = found[which]
