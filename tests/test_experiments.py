@@ -3,13 +3,14 @@
 import csv
 import json
 
-import pytest
-
 from clara_jax.curriculum import parse_curriculum
 from clara_jax.evaluation.systems import SYSTEMS
-from experiments.ablations.__main__ import CONFIG, TABLES
+from experiments.end_to_end.__main__ import TABLES as of_end_to_end
+from experiments.memories.__main__ import DOCUMENT_TOKENS
+from experiments.memories.__main__ import TABLES as of_memories
 from experiments.results import write_results
 from experiments.seeds.__main__ import run_seed
+from experiments.tables import STAGES
 
 
 def write(folder, recall: float, seconds: float) -> None:
@@ -35,10 +36,28 @@ def test_finished_seeds_are_collected_and_the_least_is_told(tmp_path):
     assert (tmp_path / "out" / "seeds.png").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("table", TABLES)
-def test_every_variant_is_a_run_that_can_be_asked_for(table):
-    """A key that does not exist would stop the table after hours."""
-    for overrides in TABLES[table].values():
+VARIANTS = [
+    *(
+        (stage, overrides)
+        for table in of_memories.values()
+        for variant in table.values()
+        for stage, overrides in (
+            ("compression_pretraining", {**variant.both, **variant.stage_1}),
+            ("instruction_tuning", {**variant.both, **variant.stage_2}),
+        )
+    ),
+    *(("end_to_end", overrides) for table in of_end_to_end.values() for overrides in table.values()),
+]
+
+
+def test_every_variant_is_a_run_that_can_be_asked_for():
+    """A key that does not exist would stop a table after hours."""
+    for stage, overrides in VARIANTS:
         arguments = [f"--{key}={value}" for key, value in overrides.items()]
-        (run,) = parse_curriculum(["--config", str(CONFIG), *arguments]).runs
-        assert run.stage in ("end_to_end", "retrieval_pretraining")
+        (run,) = parse_curriculum(["--config", str(STAGES / f"{stage}.yaml"), *arguments]).runs
+        assert run.stage in (stage, overrides.get("stage"))
+
+
+def test_a_table_of_memories_is_of_the_sizes_that_it_names():
+    for name, variant in of_memories["compression"].items():
+        assert DOCUMENT_TOKENS // variant.both["model.compression_rate"] == int(name.split()[0])

@@ -1,0 +1,67 @@
+"""`python -m experiments.end_to_end TABLE --runs DIR --out DIR`: stage 3 of the quickstart in variants, several seeds.
+
+Each variant is `configs/quickstart/end_to_end.yaml` with a few keys changed, started from the stage-2 models that
+`python -m experiments.seeds --runs DIR` has left; what is finished is not run again. Measured on the test questions
+after the last step: recall among ten candidates and exact match of the answers (per cent); over training, the largest
+and the median norm of the gradient. Written are TABLE.csv, .md and .png (see `experiments.results`).
+"""
+
+import itertools
+import json
+import statistics
+from pathlib import Path
+
+from clara_jax.errors import fail, run_command
+from experiments.results import Row
+from experiments.seeds.__main__ import QUESTIONS, STAGE_2
+from experiments.tables import Overrides, per_cent, run_tables, train
+
+EVALUATION: Overrides = {
+    "evaluation.path": f"[{QUESTIONS}]",
+    "evaluation.records": 200,
+    "evaluation.generate": 200,
+    "evaluation.max_new_tokens": 8,
+}
+TEMPERATURES = (0.02, 0.1, 0.3, 1.0)
+TABLES: dict[str, dict[str, Overrides]] = {
+    # Paper, Table 7 and the ablations of the reasoner.
+    "reasoner": {
+        "end to end": {},
+        "reasoner frozen": {"trainable": "[generator]"},
+        "reasoner new": {"model.start_fresh": "[query_reasoner]"},
+        "generator frozen": {"trainable": "[query_reasoner]"},
+        "compressor trained too": {"trainable": "[query_reasoner,generator,compressor]"},
+        "labels, no answers": {"stage": "retrieval_pretraining"},
+    },
+    "top_k": {f"k = {k}": {"objective.top_k": k} for k in (1, 2, 3, 5, 10)},
+    "estimators": {
+        f"{estimator}, {temperature}": {"objective.estimator": estimator, "objective.temperature": temperature}
+        for estimator, temperature in itertools.product(("sequential", "gumbel"), TEMPERATURES)
+    },
+}
+
+
+def run_variant(run_dir: Path, overrides: Overrides, shared: Overrides) -> Row:
+    """The figures of one variant of one seed."""
+    of_seed = run_dir.parent.parent
+    start = of_seed / STAGE_2
+    if not start.exists():
+        fail(f"{start} is missing", f"Run first: python -m experiments.seeds --runs {of_seed.parent} --out DIR")
+    train(run_dir, "end_to_end", {"model.start_from": start, "log_every": 1, **EVALUATION, **shared, **overrides})
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = [line for line in lines if "evaluation/loss" in line][-1]
+    norms = [line["gradient_norm"] for line in lines if "gradient_norm" in line]
+    return {
+        **{name: per_cent(last.get(f"evaluation/{name}")) for name in ("recall@1", "recall@3", "em")},
+        "gradient norm, median": statistics.median(norms),
+        "gradient norm, most": max(norms),
+    }
+
+
+def main() -> None:
+    """Run, and write the table."""
+    run_tables(__doc__, TABLES, run_variant)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,58 @@
+"""The command line of experiments that run variants of the quickstart from several seeds, and tell them apart."""
+
+import argparse
+import itertools
+import math
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from experiments.processes import run_module
+from experiments.results import Row, write_results
+
+STAGES = Path("configs/quickstart")
+Overrides = dict[str, object]  # key of a stage's configuration -> value
+
+
+def run_tables(
+    description: str | None, tables: Mapping[str, Mapping[str, Any]], run: Callable[[Path, Any, Overrides], Row]
+) -> None:
+    """Read the command line, run every variant of a table for every seed, write the figures.
+
+    `run` gets the folder of a variant's run (RUNS/seed_N/TABLE/VARIANT), the variant, and what all variants share; it
+    runs what has not been run, and gives the figures.
+    """
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=tables)
+    parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--steps", type=int, help="of each stage, instead of the configurations'")
+    options = parser.parse_args()
+    steps = {} if options.steps is None else {"steps": options.steps}
+
+    def figures(place: tuple[int, str]) -> Row:
+        seed, name = place
+        run_dir = options.runs / f"seed_{seed}" / options.table / name.replace(" ", "_").replace(",", "")
+        found = run(run_dir, tables[options.table][name], {"seed": seed, **steps})
+        row: Row = {"variant": name, "seed": seed, **found}
+        print(", ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+        return row
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        rows = list(pool.map(figures, itertools.product(range(options.seeds), tables[options.table])))
+    print(write_results(rows, options.out, options.table), end="")
+
+
+def train(run_dir: Path, stage: str, overrides: Overrides) -> None:
+    """One stage of the quickstart with keys changed, into `run_dir`; a finished run is left as it is."""
+    arguments = itertools.chain.from_iterable((f"--{key}", value) for key, value in overrides.items())
+    log = run_dir.parent / f"{run_dir.name}.log"
+    run_module(log, "clara_jax.train", "--config", STAGES / f"{stage}.yaml", "--run_dir", run_dir, *arguments)
+
+
+def per_cent(value: float | None) -> float:
+    """A share in per cent; not a number where there is none."""
+    return math.nan if value is None else 100 * value
