@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from experiments.processes import run_module
 from experiments.results import Row, write_results
 
 STAGES = Path("configs/quickstart")
+QUESTIONS = STAGES / "data/end_to_end_test.jsonl"
 Overrides = dict[str, object]  # key of a stage's configuration -> value
 
 
@@ -51,6 +53,14 @@ def train(run_dir: Path, stage: str, overrides: Overrides) -> None:
     arguments = itertools.chain.from_iterable((f"--{key}", value) for key, value in overrides.items())
     log = run_dir.parent / f"{run_dir.name}.log"
     run_module(log, "clara_jax.train", "--config", STAGES / f"{stage}.yaml", "--run_dir", run_dir, *arguments)
+
+
+def evaluate(model: Path, out: Path, *asked: object) -> dict[str, Any]:
+    """What `clara_jax.evaluate` finds of a model on the test questions, into `out`; what is there is not made again."""
+    if not (out / "results.json").exists():
+        arguments = ("--model", model, "--data", QUESTIONS, "--max_new_tokens", 8, *asked, "--out", out)
+        run_module(out.parent / f"{out.name}.log", "clara_jax.evaluate", *arguments)
+    return dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
 
 
 def per_cent(value: float | None) -> float:

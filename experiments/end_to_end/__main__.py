@@ -13,8 +13,8 @@ from pathlib import Path
 
 from clara_jax.errors import fail, run_command
 from experiments.results import Row
-from experiments.seeds.__main__ import QUESTIONS, STAGE_2
-from experiments.tables import Overrides, per_cent, run_tables, train
+from experiments.seeds.__main__ import STAGE_2
+from experiments.tables import QUESTIONS, Overrides, per_cent, run_tables, train
 
 EVALUATION: Overrides = {
     "evaluation.path": f"[{QUESTIONS}]",

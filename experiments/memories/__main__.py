@@ -7,17 +7,14 @@ are TABLE.csv, .md and .png (see `experiments.results`).
 """
 
 import dataclasses
-import json
 from pathlib import Path
 
 from clara_jax.errors import run_command
-from experiments.processes import run_module
 from experiments.results import Row
-from experiments.seeds.__main__ import QUESTIONS
-from experiments.tables import Overrides, per_cent, run_tables, train
+from experiments.tables import Overrides, evaluate, per_cent, run_tables, train
 
 DOCUMENT_TOKENS = 34  # of the longest document, as in the quickstart
-ASKED = ("--setting", "oracle", "--k", 1, "--max_new_tokens", 8, "--systems", "memory,text,truncated_text")
+ASKED = ("--setting", "oracle", "--k", 1, "--systems", "memory,text,truncated_text")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +47,7 @@ def run_variant(run_dir: Path, variant: Variant, shared: Overrides) -> Row:
     first, second = run_dir / "1_compression_pretraining", run_dir / "2_instruction_tuning"
     train(first, "compression_pretraining", {**shared, **variant.both, **variant.stage_1})
     train(second, "instruction_tuning", {"model.start_from": first, **shared, **variant.both, **variant.stage_2})
-    out = run_dir / "evaluation"
-    if not (out / "results.json").exists():
-        log = run_dir / "evaluation.log"
-        run_module(log, "clara_jax.evaluate", "--model", second, "--data", QUESTIONS, *ASKED, "--out", out)
-    found = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    found = evaluate(second, run_dir / "evaluation", *ASKED)
     return {
         **{system: per_cent(found["answers"][system]["em"]) for system in ("memory", "text", "truncated_text")},
         "recall@1": per_cent(found["retrieval"]["model"]["recall@1"]),

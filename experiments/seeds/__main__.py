@@ -16,9 +16,9 @@ from clara_jax.errors import run_command
 from clara_jax.evaluation.systems import SYSTEMS
 from experiments.processes import run_module
 from experiments.results import Row, write_results
+from experiments.tables import evaluate, per_cent
 
 CONFIG = Path("configs/quickstart.yaml")
-QUESTIONS = Path("configs/quickstart/data/end_to_end_test.jsonl")
 STAGE_2 = "2_instruction_tuning"  # its model has not been trained to retrieve
 # Column -> where it is in the evaluation of (stage 2's model, given the right document; the whole curriculum).
 COLUMNS = {
@@ -48,17 +48,14 @@ def run_seed(run_dir: Path, seed: int) -> Row:
     """The figures of one seed, after its curriculum has been run as far as it is not."""
     if not (run_dir / "results.json").exists():
         run_module(run_dir / "log.txt", "clara_jax.train", "--config", CONFIG, "--run_dir", run_dir, "--seed", seed)
-    of_stage_2 = run_dir / "evaluation_of_stage_2"
-    if not (of_stage_2 / "results.json").exists():
-        what = ("--data", QUESTIONS, "--setting", "oracle", "--k", 1, "--max_new_tokens", 8, "--out", of_stage_2)
-        run_module(run_dir / "log_of_stage_2.txt", "clara_jax.evaluate", "--model", run_dir / STAGE_2, *what)
-    found = [json.loads((folder / "results.json").read_text(encoding="utf-8")) for folder in (of_stage_2, run_dir)]
+    of_stage_2 = evaluate(run_dir / STAGE_2, run_dir / "evaluation_of_stage_2", "--setting", "oracle", "--k", 1)
+    found = of_stage_2, json.loads((run_dir / "results.json").read_text(encoding="utf-8"))
     row: Row = {"variant": "quickstart", "seed": seed}
     for column, (which, *keys) in COLUMNS.items():
         value: Any = found[which]
         for key in keys:
             value = value[key]
-        row[column] = value if column == "seconds" else 100 * value
+        row[column] = value if column == "seconds" else per_cent(value)
     print(", ".join(f"{column} {value}" for column, value in row.items()), flush=True)
     return row
 
