@@ -7,6 +7,7 @@ later run with the same compressor finds everything there. Memories are stored i
 numbers that a step would compute, without the compressor's dropout.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -14,6 +15,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import filelock
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -142,19 +144,32 @@ class _OwnStore:
         mesh: Mesh,
         report: Callable[[str], None],
     ) -> None:
-        """Compress what of `digests` the store does not have. All processes compute, the first one writes."""
-        writer = StoreWriter(self.location, self._settings)
-        known = writer.digests()
-        missing = [digest for digest in digests if digest.hex() not in known]
-        _require_agreement(missing, self.location)
-        report(
-            f"memories of {len(missing)} candidates are to be compressed, {len(order) - len(missing)} are stored; "
-            f"{self.location} keeps them"
-        )
+        """Compress what of `digests` the store does not have. All processes compute, the first one writes.
+
+        Other runs that need memories of the same compressor wait until this one has stored its own.
+        """
+        with self._alone(report):
+            writer = StoreWriter(self.location, self._settings)
+            known = writer.digests()
+            missing = [digest for digest in digests if digest.hex() not in known]
+            _require_agreement(missing, self.location)
+            report(
+                f"memories of {len(missing)} candidates are to be compressed, {len(order) - len(missing)} are stored; "
+                f"{self.location} keeps them"
+            )
+            self._compress(writer, missing, order, data, Encoder(self._model, params, mesh))
+
+    def _compress(
+        self,
+        writer: StoreWriter,
+        missing: Sequence[Digest],
+        order: dict[Digest, tuple[int, int]],
+        data: Data,
+        encoder: Encoder,
+    ) -> None:
         groups = [missing[i : i + _SEGMENT] for i in range(0, len(missing), _SEGMENT)]
         segments = [writer.find(self._key(group)) for group in groups]
         meet("candidates found")  # before the first process writes what the others look for
-        encoder = Encoder(self._model, params, mesh)
         progress = CountProgress(len(missing), "candidate")
         try:
             for number, group in enumerate(groups):
@@ -177,6 +192,23 @@ class _OwnStore:
             ]
             writer.commit(added, ())
         meet("candidates committed")
+
+    @contextlib.contextmanager
+    def _alone(self, report: Callable[[str], None]) -> Iterator[None]:
+        """No other run changes the store in the block. The first process holds the lock, and a killed one loses it."""
+        lock = filelock.FileLock(f"{self.location}.lock")
+        if is_main():
+            Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                report(f"another run is storing memories in {self.location}: waiting for it")
+                lock.acquire()
+        meet("candidates locked")
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _key(self, group: Sequence[Digest]) -> str:
         settings = json.dumps(dataclasses.asdict(self._settings)).encode()

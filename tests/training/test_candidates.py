@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -93,6 +95,32 @@ def test_a_killed_run_keeps_the_segments_that_it_made(tmp_path: Path, data: Path
     prepare(configuration(tmp_path / "run", data), print)
     distinct = len({text(3 * i + j) for i in range(12) for j in range(2 + i % 3)})
     assert sum(made) == distinct - 2 * 8
+
+
+def test_runs_of_the_same_compressor_take_turns(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch):
+    """If this broke, of two runs started together from one stage-2 model the slower would stop with an error."""
+    encode, others, waits = candidates.Encoder.__call__, list[Future](), threading.Event()
+    said: list[str] = []
+
+    def second() -> None:
+        def report(line: str) -> None:
+            said.append(line)
+            if "another run is storing memories" in line:
+                waits.set()
+
+        prepare(configuration(tmp_path / "second", data), report)
+
+    def first_lets_another_begin(*arguments):
+        if not others:
+            others.append(pool.submit(second))
+            assert waits.wait(60), said
+        return encode(*arguments)
+
+    monkeypatch.setattr(candidates.Encoder, "__call__", first_lets_another_begin)
+    with ThreadPoolExecutor() as pool:
+        prepare(configuration(tmp_path / "first", data), print)
+        others[0].result()
+    assert any("memories of 0 candidates are to be compressed" in line for line in said), said
 
 
 def test_memories_of_a_compressed_corpus_are_used(tmp_path: Path, data: Path):
