@@ -197,7 +197,9 @@ def _advance(
     draw: Draw | None,
 ) -> _State:
     numbers = jnp.arange(len(state.done)) if rows is None else rows
-    token = jnp.where(state.done, pad_id, choose(state.logits, numbers, state.step, draw))
+    # Without the generator's adapter it is the base alone, whose vocabulary has no memory tokens.
+    logits = state.logits if "generator" in params else model.words_alone(params, state.logits)
+    token = jnp.where(state.done, pad_id, choose(logits, numbers, state.step, draw))
     written = jax.lax.dynamic_update_slice(state.written, token[:, None], (0, state.step))
     done = state.done | jnp.isin(token, jnp.asarray(stop_ids, jnp.int32))
     embeddings = model.embed(params, token[:, None])

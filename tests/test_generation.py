@@ -184,3 +184,16 @@ def test_answers_from_text_are_the_base_model_s(clara):
     assert "Alpha:\\ beta.\n\nGamma {docs}." in texts[0] and "Delta." in texts[1]
     assert all(question in text for question, text in zip(QUESTIONS, texts, strict=True))
     assert 250 < len(prompts[2]) <= 300 and "word word" in texts[2]
+
+
+def test_the_base_alone_knows_no_memory_tokens():
+    """If this broke, memory tokens longer than words would win a tied head: text, the control, would read worse."""
+    clara = Clara.from_pretrained(FIXTURES / "llama2_linear" / "ckpt_stage2")
+    documents = [["The mill stands north."]] * 3
+    before = clara.answer_from_text(QUESTIONS, documents, 12).token_ids
+    tokens = clara.params["memory_tokens"]
+    # Two opposite ones: whatever the state is, one of them has by far the largest logit.
+    clara.params["memory_tokens"] = tokens.at[1].set(-100 * tokens[0]).at[0].set(100 * tokens[0])
+    after = clara.answer_from_text(QUESTIONS, documents, 12).token_ids
+    assert not np.isin(after, clara.tokenizer.special.memory_ids).any()
+    np.testing.assert_array_equal(after, before)

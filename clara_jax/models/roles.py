@@ -214,6 +214,10 @@ class RoleModel:
         # Chosen by entry, as logits may lie in parts of the vocabulary, which an update in place would gather.
         return jnp.where(self._is_memory(params, jnp.arange(entries)), of_memory, logits)
 
+    def words_alone(self, params: Params, logits: Float[Array, "*rows vocab"]) -> Float[Array, "*rows vocab"]:
+        """The logits with -inf for the memory tokens, which are no words."""
+        return jnp.where(self._is_memory(params, jnp.arange(logits.shape[-1])), -jnp.inf, logits)
+
     def _read(
         self,
         params: Params,
