@@ -65,7 +65,7 @@ def init_params(decoder: Decoder, seed: int) -> Params:
 
     `Decoder.init_base` draws with a spread of 0.02, right for a width of thousands. Here kernels get
     1 / sqrt(inputs), those that write to the residual stream less by the root of how many there are, and
-    embeddings a spread of 1, which is also the scale of the memories that will stand in their place.
+    embeddings a spread of 1.
     """
 
     def rescale(path: tuple[Any, ...], leaf: Array) -> Array:
@@ -89,6 +89,22 @@ def tie_head(params: Params) -> Params:
     """
     kept = {name: value for name, value in params.items() if name != "head"}
     return {**kept, "final_norm": 0.25 * params["final_norm"]}
+
+
+def scale_stream(params: Params, factor: float) -> Params:
+    """The same model with everything in its residual stream `factor` times as large.
+
+    Layers norm what they read, so all that changes is how large an embedding is beside a memory, which is a normed
+    state: the last norm is divided by `factor`, for the logits to stay. In a large model a memory is the larger of
+    the two.
+    """
+
+    def scale(path: tuple[Any, ...], leaf: Array) -> Array:
+        names = {key.key for key in path}
+        return leaf * factor if names & {"embed", "o_proj", "down_proj"} else leaf
+
+    scaled = jax.tree_util.tree_map_with_path(scale, params)
+    return {**scaled, "final_norm": params["final_norm"] / factor}
 
 
 def make_optimizer(params: Params) -> optax.GradientTransformation:
