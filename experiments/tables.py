@@ -9,11 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from clara_jax.errors import fail
 from experiments.processes import run_module
 from experiments.results import Row, write_results
 
 STAGES = Path("configs/quickstart")
 QUESTIONS = STAGES / "data/end_to_end_test.jsonl"
+STAGE_2 = "2_instruction_tuning"  # a curriculum's model that has not been trained to retrieve
 Overrides = dict[str, object]  # key of a stage's configuration -> value
 
 
@@ -55,10 +57,18 @@ def train(run_dir: Path, stage: str, overrides: Overrides) -> None:
     run_module(log, "clara_jax.train", "--config", STAGES / f"{stage}.yaml", "--run_dir", run_dir, *arguments)
 
 
-def evaluate(model: Path, out: Path, *asked: object) -> dict[str, Any]:
-    """What `clara_jax.evaluate` finds of a model on the test questions, into `out`; what is there is not made again."""
+def stage_2_of(run_dir: Path) -> Path:
+    """The stage-2 model of the seed of a variant's run. Raises `UserError` if there is none."""
+    of_seed = run_dir.parent.parent
+    if not (of_seed / STAGE_2).exists():
+        fail(f"{of_seed / STAGE_2} is missing", f"Run: python -m experiments.seeds --runs {of_seed.parent} --out DIR")
+    return of_seed / STAGE_2
+
+
+def evaluate(model: Path, out: Path, *asked: object, questions: Path = QUESTIONS) -> dict[str, Any]:
+    """What `clara_jax.evaluate` finds of a model on test questions, into `out`; what is there is not made again."""
     if not (out / "results.json").exists():
-        arguments = ("--model", model, "--data", QUESTIONS, "--max_new_tokens", 8, *asked, "--out", out)
+        arguments = ("--model", model, "--data", questions, "--max_new_tokens", 8, *asked, "--out", out)
         run_module(out.parent / f"{out.name}.log", "clara_jax.evaluate", *arguments)
     return dict(json.loads((out / "results.json").read_text(encoding="utf-8")))
 

@@ -11,6 +11,7 @@ from experiments.memories.__main__ import TABLES as of_memories
 from experiments.results import write_results
 from experiments.seeds.__main__ import run_seed
 from experiments.tables import STAGES
+from experiments.two_hop.__main__ import write_questions
 
 
 def write(folder, recall: float, seconds: float) -> None:
@@ -61,3 +62,17 @@ def test_every_variant_is_a_run_that_can_be_asked_for():
 def test_a_table_of_memories_is_of_the_sizes_that_it_names():
     for name, variant in of_memories["compression"].items():
         assert DOCUMENT_TOKENS // variant.both["model.compression_rate"] == int(name.split()[0])
+
+
+def test_the_bridging_document_is_the_one_that_has_the_answer(tmp_path):
+    """If the two were confused, finding the document that the question names would count as the second hop."""
+    write_questions(tmp_path)
+    named, bridging = (
+        [json.loads(line) for line in (tmp_path / f"{which}.jsonl").read_text(encoding="utf-8").splitlines()]
+        for which in ("named", "bridging")
+    )
+    assert len(named) == len(bridging) == 200
+    for one, other in zip(named, bridging, strict=True):
+        assert one["question"] == other["question"] and one["pos_index"] != other["pos_index"]
+        assert other["answer"] in other["docs"][other["pos_index"][0]]
+    assert len((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 1000

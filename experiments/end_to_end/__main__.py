@@ -11,10 +11,9 @@ import json
 import statistics
 from pathlib import Path
 
-from clara_jax.errors import fail, run_command
+from clara_jax.errors import run_command
 from experiments.results import Row
-from experiments.seeds.__main__ import STAGE_2
-from experiments.tables import QUESTIONS, Overrides, per_cent, run_tables, train
+from experiments.tables import QUESTIONS, Overrides, per_cent, run_tables, stage_2_of, train
 
 EVALUATION: Overrides = {
     "evaluation.path": f"[{QUESTIONS}]",
@@ -43,11 +42,8 @@ TABLES: dict[str, dict[str, Overrides]] = {
 
 def run_variant(run_dir: Path, overrides: Overrides, shared: Overrides) -> Row:
     """The figures of one variant of one seed."""
-    of_seed = run_dir.parent.parent
-    start = of_seed / STAGE_2
-    if not start.exists():
-        fail(f"{start} is missing", f"Run first: python -m experiments.seeds --runs {of_seed.parent} --out DIR")
-    train(run_dir, "end_to_end", {"model.start_from": start, "log_every": 1, **EVALUATION, **shared, **overrides})
+    start: Overrides = {"model.start_from": stage_2_of(run_dir), "log_every": 1}
+    train(run_dir, "end_to_end", {**start, **EVALUATION, **shared, **overrides})
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     last = [line for line in lines if "evaluation/loss" in line][-1]
     norms = [line["gradient_norm"] for line in lines if "gradient_norm" in line]

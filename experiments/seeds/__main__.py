@@ -16,10 +16,9 @@ from clara_jax.errors import run_command
 from clara_jax.evaluation.systems import SYSTEMS
 from experiments.processes import run_module
 from experiments.results import Row, write_results
-from experiments.tables import evaluate, per_cent
+from experiments.tables import STAGE_2, evaluate, per_cent
 
 CONFIG = Path("configs/quickstart.yaml")
-STAGE_2 = "2_instruction_tuning"  # its model has not been trained to retrieve
 # Column -> where it is in the evaluation of (stage 2's model, given the right document; the whole curriculum).
 COLUMNS = {
     **{f"stage 2, {system}": (0, "answers", system, "em") for system in SYSTEMS},
