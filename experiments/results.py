@@ -29,6 +29,13 @@ def write_results(rows: Sequence[Row], out: Path, name: str) -> str:
     return table
 
 
+def in_one_line(row: Row) -> str:
+    """The figures of a row with their names, to be printed when they are known."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items()
+    )
+
+
 def _draw(rows: Sequence[Row], variants: Sequence[str], columns: Sequence[str]) -> Figure:
     """A panel for each column, a line of dots for each variant."""
     across = min(4, len(columns))
@@ -47,7 +54,8 @@ def _draw(rows: Sequence[Row], variants: Sequence[str], columns: Sequence[str]) 
 
 
 def _cell(values: Sequence[float]) -> str:
-    return f"{statistics.mean(values):.4g} ({min(values):.4g} to {max(values):.4g})"
+    mean, least, most = f"{statistics.mean(values):.4g}", f"{min(values):.4g}", f"{max(values):.4g}"
+    return mean if least == most else f"{mean} ({least} to {most})"
 
 
 def _values(rows: Sequence[Row], variant: str, column: str) -> list[float]:

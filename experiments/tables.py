@@ -11,7 +11,7 @@ from typing import Any
 
 from clara_jax.errors import fail
 from experiments.processes import run_module
-from experiments.results import Row, write_results
+from experiments.results import Row, in_one_line, write_results
 
 STAGES = Path("configs/quickstart")
 QUESTIONS = STAGES / "data/end_to_end_test.jsonl"
@@ -42,7 +42,7 @@ def run_tables(
         run_dir = options.runs / f"seed_{seed}" / options.table / name.replace(" ", "_").replace(",", "")
         found = run(run_dir, tables[options.table][name], {"seed": seed, **steps})
         row: Row = {"variant": name, "seed": seed, **found}
-        print(", ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+        print(in_one_line(row), flush=True)
         return row
 
     with ThreadPoolExecutor(options.jobs) as pool:

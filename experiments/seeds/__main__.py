@@ -15,7 +15,7 @@ from typing import Any
 from clara_jax.errors import run_command
 from clara_jax.evaluation.systems import SYSTEMS
 from experiments.processes import run_module
-from experiments.results import Row, write_results
+from experiments.results import Row, in_one_line, write_results
 from experiments.tables import STAGE_2, evaluate, per_cent
 
 CONFIG = Path("configs/quickstart.yaml")
@@ -55,7 +55,7 @@ def run_seed(run_dir: Path, seed: int) -> Row:
         for key in keys:
             value = value[key]
         row[column] = value if column == "seconds" else per_cent(value)
-    print(", ".join(f"{column} {value}" for column, value in row.items()), flush=True)
+    print(in_one_line(row), flush=True)
     return row
 
 
