@@ -99,7 +99,7 @@ WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], t
     "single": (single_rows, (20.0, 1.0)),
     "compression": (compression_rows, (1.0, 1.0)),
     "instruction": (instruction_rows, (1.0, 1.0)),
-    "end_to_end": (end_to_end_rows, (5.0, 1.0)),
+    "end_to_end": (end_to_end_rows, (15.0, 1.0)),
     "two_hop": (two_hop_rows, (0.25, 0.25)),
 }
 
