@@ -117,10 +117,12 @@ def test_the_base_loads_and_is_small():
 def test_memory_tokens_begin_alike_or_apart():
     """Drawn alike, as the reference does, they stay alike on a small base for many steps; the quickstart asks for 1."""
     alike, apart = (
-        np.asarray(new_model(str(QUICKSTART / "base"), 32, 8, LoraConfig(), seed=0, **spread).params["memory_tokens"])
+        new_model(str(QUICKSTART / "base"), 32, 8, LoraConfig(), seed=0, **spread).params
         for spread in ({}, {"memory_token_spread": 1.0})
     )
-    assert alike.std(axis=0).max() < 1e-3 < 0.3 < apart.std(axis=0).mean()
+    words = np.std(alike["base"]["embed"])
+    assert np.std(alike["memory_tokens"], axis=0).max() < 1e-3 * words
+    assert np.std(apart["memory_tokens"], axis=0).mean() > 0.3 * words
 
 
 def test_memories_are_larger_than_words():
@@ -141,8 +143,8 @@ def test_a_scaled_residual_stream_is_the_same_model():
         hidden, _ = decoder.apply({"params": params}, embeddings, jnp.ones_like(tokens, bool))
         return decoder.apply({"params": params}, hidden, method="logits")
 
-    # Logits are of order 10; the norms' epsilon of 1e-6 is no longer quite nothing beside a smaller stream.
-    np.testing.assert_allclose(logits(scale_stream(params, 0.5)), logits(params), atol=2e-3)
+    # Logits are of order 10; the norms' epsilon of 1e-6 is not quite nothing beside the smaller stream, of 0.15.
+    np.testing.assert_allclose(logits(scale_stream(params, 2.0)), logits(params), atol=2e-3)
 
 
 @pytest.mark.parametrize("documents", [1, 3])
