@@ -60,9 +60,10 @@ def train(run_dir: Path, stage: str, overrides: Overrides) -> None:
 def stage_2_of(run_dir: Path) -> Path:
     """The stage-2 model of the seed of a variant's run. Raises `UserError` if there is none."""
     of_seed = run_dir.parent.parent
-    if not (of_seed / STAGE_2).exists():
-        fail(f"{of_seed / STAGE_2} is missing", f"Run: python -m experiments.seeds --runs {of_seed.parent} --out DIR")
-    return of_seed / STAGE_2
+    model = of_seed / STAGE_2
+    if not model.exists():
+        fail(f"{model} is missing", f"Run: python -m experiments.seeds --runs {of_seed.parent} --out DIR")
+    return model
 
 
 def evaluate(model: Path, out: Path, *asked: object, questions: Path = QUESTIONS) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from experiments.small_world.world import make_world
 
 CHATS_PER_WORLD = 5_000
 MOST_TARGETS = 72  # answer tokens of a chat
-STREAM = 0.15  # the finished model's residual stream is scaled by: memories are then ten times as large as words
+STREAM = 0.15  # the finished model's residual stream is scaled by: memories are then twelve times as large as words
 CHUNK = 10  # steps of one call of the compiled program
 # Name -> what the chats are, how many are drawn, and their longest in tokens.
 CHATS: dict[str, tuple[Mix, int, int]] = {

@@ -57,8 +57,8 @@ def write_questions(folder: Path) -> None:
     """Training questions, and the test questions twice, each time with one of their documents as the relevant one."""
     folder.mkdir(parents=True, exist_ok=True)
     of_each = TRAINING_ROWS // TRAINING_WORLDS
-    train = [row for number in range(TRAINING_WORLDS) for row in _questions(f"two hops {number}", "train", of_each)]
-    _write(folder / "train.jsonl", train)
+    worlds = [f"two hops {number}" for number in range(TRAINING_WORLDS)]
+    _write(folder / "train.jsonl", (row for world in worlds for row in _questions(world, "train", of_each)))
     test = list(_questions("two hops", "test", TEST_ROWS))
     for place, which in enumerate(WHICH):
         _write(folder / f"{which}.jsonl", ({**row, "pos_index": [row["pos_index"][place]]} for row in test))
