@@ -1,8 +1,9 @@
 """The one exception for a mistake that the user can mend."""
 
+import importlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class UserError(Exception):
@@ -15,6 +16,19 @@ class UserError(Exception):
 def fail(problem: str, fix: str) -> NoReturn:
     """Raise `UserError` with `problem` (the thing and where it stands) and `fix` (what to do)."""
     raise UserError(f"{problem}. {fix}.")
+
+
+def require_package(name: str, use: str, pip: str) -> Any:
+    """The package `name`, which not every installation has. `use` needs it, `pip install PIP` brings it.
+
+    Raises `UserError` where it is not installed.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name != name:  # installed, and lacks something itself
+            raise
+        fail(f"{use} needs the package {name}, which is not installed", f"Run: pip install '{pip}'")
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

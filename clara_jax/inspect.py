@@ -92,7 +92,7 @@ def _map(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.suffix != ".png" or not out.parent.is_dir() or out.is_dir():
         fail(f"--out {out} is not a .png file in a folder that exists", "Name one")
-    plane.check_plotting()
+    plane.require_plotting()
     loaded = load_model(Path(arguments.model), arguments.base, arguments.dtype)
     means = plane.mean_states(loaded, arguments.corpus, arguments.documents)
     flat = plane.project(means, arguments.method, arguments.seed)

@@ -24,11 +24,15 @@ def run_tables(
 ) -> None:
     """Read the command line, run every variant of a table for every seed, write the figures.
 
+    The command line names the table where there are several.
     `run` gets the folder of a variant's run (RUNS/seed_N/TABLE/VARIANT), the variant, and what all variants share; it
     runs what has not been run, and gives the figures.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=tables)
+    if len(tables) == 1:
+        parser.set_defaults(table=next(iter(tables)))
+    else:
+        parser.add_argument("table", choices=tables)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--seeds", type=int, default=3)

@@ -14,6 +14,7 @@ from clara_jax.data.tokenizer import ClaraTokenizer
 from clara_jax.interop.base import load_base
 from clara_jax.models.lora import LoraConfig
 from clara_jax.pretrained import new_model
+from experiments.small_world import train_base
 from experiments.small_world.base_data import Mix, draw_chats, mark_answers, pad_chats
 from experiments.small_world.base_model import exact_match, make_decoder, scale_stream
 from experiments.small_world.make import TRAINING_WORLDS, WRITERS, write_world
@@ -176,3 +177,36 @@ def test_a_training_chat_marks_exactly_the_answer():
     for chat, tokens, targets in zip(chats, batch.tokens, batch.targets, strict=True):
         answer = chat.split("<|assistant|>")[1].removesuffix("</s>")
         assert tokenizer.decode(tokens[targets].tolist()) == answer
+
+
+def test_an_interrupted_training_of_the_base_ends_in_the_same_weights(tmp_path, monkeypatch):
+    """On a CPU it takes most of a day, and on a lent GPU the time may end."""
+    monkeypatch.setattr(train_base, "CHATS", {n: (mix, 32, 240) for n, (mix, *_) in train_base.CHATS.items()})
+    monkeypatch.setattr(train_base, "CHATS_PER_WORLD", 32)
+    monkeypatch.setattr(train_base, "CHECKS", {"1 document": Mix((1, 1))})
+    monkeypatch.setattr(train_base, "CHUNK", 2)
+    monkeypatch.setattr(train_base, "CHECK_EVERY", 2)
+    phases = (
+        train_base.Phase(("one", "few"), 4, 2, 3e-3, warm_up=4),
+        train_base.Phase(("end",), 4, 2, 2e-3, decay=0.5, tied=True),
+    )
+    monkeypatch.setattr(train_base, "CURRICULUM", phases)
+    chats = tmp_path / "chats"
+    train_base.train(tmp_path / "whole", chats, 0, None)
+
+    take, state = train_base.train_steps, tmp_path / "state"
+    for interrupted_at in (2, 1):  # between the phases, and within the second one
+        calls = iter(range(interrupted_at))
+
+        def take_some(*arguments, calls=calls):
+            if next(calls, None) is None:
+                raise KeyboardInterrupt
+            return take(*arguments)
+
+        monkeypatch.setattr(train_base, "train_steps", take_some)
+        with pytest.raises(KeyboardInterrupt):
+            train_base.train(tmp_path / "parts", chats, 0, state)
+    monkeypatch.setattr(train_base, "train_steps", take)
+    train_base.train(tmp_path / "parts", chats, 0, state)
+    whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.errors import fail
+from clara_jax.errors import require_package
 from clara_jax.evaluation.run import Evaluated, Intervals, Means
 from clara_jax.scoring.trec import escaped, write_qrels, write_run
 
@@ -141,7 +141,8 @@ def _html(sections: Sequence[_Section], plots: Sequence[tuple[str, str]]) -> str
 
 def _plots(evaluated: Evaluated) -> list[tuple[str, str]]:
     """(what it shows, PNG in base64) of answers and of retrieval."""
-    pyplot = require_pyplot()
+    from matplotlib.figure import Figure
+
     plots = []
     for title, means, intervals in (
         ("answers", evaluated.answers, evaluated.answer_intervals),
@@ -150,7 +151,8 @@ def _plots(evaluated: Evaluated) -> list[tuple[str, str]]:
         if not means:
             continue
         metrics = list(next(iter(means.values())))
-        figure, axes = pyplot.subplots(figsize=(10, 3), layout="constrained")
+        figure = Figure(figsize=(10, 3), layout="constrained")
+        axes = figure.add_subplot()
         width = 0.8 / len(means)
         for number, (name, scores) in enumerate(means.items()):
             places = [place + (number + 0.5) * width - 0.4 for place in range(len(metrics))]
@@ -168,24 +170,13 @@ def _plots(evaluated: Evaluated) -> list[tuple[str, str]]:
         axes.spines[["top", "right"]].set_visible(False)
         content = io.BytesIO()
         figure.savefig(content, format="png", dpi=130)
-        pyplot.close(figure)
         plots.append((title, base64.b64encode(content.getvalue()).decode()))
     return plots
 
 
-def require_pyplot() -> Any:
-    """matplotlib.pyplot, drawing into files. Raises `UserError` where it is not installed."""
-    try:
-        import matplotlib as mpl
-
-        mpl.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        fail(
-            "the report's plots need the package matplotlib, which is not installed",
-            "Run: pip install 'clara_jax[evaluate]'",
-        )
-    return pyplot
+def require_plotting() -> None:
+    """Raise `UserError` where the package that draws plots is not installed."""
+    require_package("matplotlib", "the report", "clara_jax[evaluate]")
 
 
 def _write(path: Path, text: str) -> None:

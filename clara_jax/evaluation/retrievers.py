@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from clara_jax.clara import Clara
-from clara_jax.errors import fail
+from clara_jax.errors import fail, require_package
 from clara_jax.evaluation.memories import Memories
 from clara_jax.evaluation.pool import Pool
 from clara_jax.models.roles import cosine_scores
@@ -131,14 +131,8 @@ def _flat(memories: Float[np.ndarray, "texts memory hidden"]) -> Vectors:
 
 
 def _sentence_transformer(name: str) -> Any:
+    library = require_package("sentence_transformers", f"--dense {name}", "sentence-transformers")
     try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        fail(
-            f"--dense {name} needs the package sentence-transformers, which is not installed",
-            "Run: pip install sentence-transformers, or leave --dense out",
-        )
-    try:
-        return SentenceTransformer(name)
+        return library.SentenceTransformer(name)
     except (OSError, ValueError) as error:
         fail(f"--dense {name} cannot be loaded ({error})", "Name a sentence-transformers model or its folder")

@@ -9,7 +9,7 @@ from clara_jax.corpus.documents import read_documents
 from clara_jax.errors import fail
 from clara_jax.evaluation import retrievers
 from clara_jax.evaluation.pool import Pool, choose, make_pool
-from clara_jax.evaluation.report import require_pyplot, write_report
+from clara_jax.evaluation.report import require_plotting, write_report
 from clara_jax.evaluation.run import Evaluated, EvaluationSettings, evaluate
 from clara_jax.evaluation.systems import Decoding
 from clara_jax.scoring.bm25 import require_bm25s
@@ -46,7 +46,7 @@ class PreparedEvaluation:
 
 def prepare_evaluation(task: EvaluationTask) -> PreparedEvaluation:
     """Read questions and candidates. Raises `UserError` for all that can be seen to be wrong without a model."""
-    require_pyplot()
+    require_plotting()
     require_bm25s()
     questions = read_questions(Path(task.data))[: task.limit]
     corpus = None

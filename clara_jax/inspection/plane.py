@@ -16,14 +16,14 @@ from clara_jax.corpus.documents import read_documents
 from clara_jax.corpus.passages import cut_passages
 from clara_jax.data.collate import pad_encoder_inputs
 from clara_jax.encoding import text_batches
-from clara_jax.errors import fail
+from clara_jax.errors import fail, require_package
 from clara_jax.models.roles import EncoderInputs, Params, RoleModel
 from clara_jax.pretrained import Pretrained
 
 Method = Literal["pca", "tsne"]
 _FEWEST = 3
 _BATCH_TOKENS = 8192
-_EXTRA = "Install the extra: pip install 'clara_jax[evaluate]'"
+_EXTRA = "clara_jax[evaluate]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,21 +89,17 @@ def project(means: Means, method: Method, seed: int = 0) -> Plane:
         flat = centred @ axes[:2].T
         shares = np.square(scales) / max(float(np.square(scales).sum()), 1e-30)
         return Plane(flat[:count], flat[count:], (float(shares[0]), float(shares[1])))
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError:
-        fail("--method tsne needs scikit-learn, which is not installed", _EXTRA)
+    require_package("sklearn", "--method tsne", _EXTRA)
+    from sklearn.manifold import TSNE
+
     # t-SNE needs more points than its perplexity; 30 is its usual value.
     flat = TSNE(perplexity=min(30.0, (2 * count - 1) / 3), random_state=seed).fit_transform(points)
     return Plane(flat[:count], flat[count:], None)
 
 
-def check_plotting() -> None:
-    """Raise `UserError` where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        fail("a map needs matplotlib, which is not installed", _EXTRA)
+def require_plotting() -> None:
+    """Raise `UserError` where the package that draws the map is not installed."""
+    require_package("matplotlib", "a map", _EXTRA)
 
 
 def draw(plane: Plane, title: str, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from clara_jax.errors import UserError, fail
+from clara_jax.errors import UserError, fail, require_package
 
 _STORAGES: dict[str, Any] = {
     "DoubleStorage": np.float64,
@@ -115,13 +115,7 @@ def _kind(value: Any) -> str:
 
 def write_pth(path: Path, tensors: dict[str, Any]) -> None:
     """Write a (nested) dict of arrays with `torch.save`. Needs the extra `convert`."""
-    try:
-        import torch
-    except ModuleNotFoundError:
-        fail(
-            f"writing {path.name} needs PyTorch, which is not installed",
-            "Install it with: pip install 'clara_jax[convert]'",
-        )
+    torch = require_package("torch", f"writing {path.name}", "clara_jax[convert]")
 
     def to_torch(value: Any) -> Any:
         if isinstance(value, dict):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from clara_jax.corpus.passages import Passage
-from clara_jax.errors import fail
+from clara_jax.errors import fail, require_package
 from clara_jax.retrieval.index import MemoryIndex
 from clara_jax.retrieval.search import TILE, Found, search
 from clara_jax.sharding import MeshConfig, make_mesh
@@ -86,10 +86,7 @@ def recall_of(found: Found, exact: Found) -> float:
 
 def _built(index: MemoryIndex, factory: str) -> Any:
     """FAISS's index of all means."""
-    try:
-        import faiss
-    except ImportError:
-        fail("a first pass needs FAISS, which is not installed", "Install it with: pip install 'clara_jax[faiss]'")
+    faiss = require_package("faiss", "a first pass", "clara_jax[faiss]")
     hidden = index.stores[0].settings.hidden
     try:
         means = faiss.index_factory(hidden, factory, faiss.METRIC_INNER_PRODUCT)

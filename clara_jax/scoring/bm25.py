@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from clara_jax.errors import fail
+from clara_jax.errors import fail, require_package
 from clara_jax.scoring.candidates import Candidate
 
 
@@ -50,9 +50,6 @@ class Bm25:
 
 def require_bm25s() -> Any:
     """The library. Raises `UserError` where it is not installed."""
-    try:
-        import bm25s
-    except ImportError:
-        fail("BM25 needs the package bm25s, which is not installed", "Run: pip install 'clara_jax[evaluate]'")
+    bm25s = require_package("bm25s", "BM25", "clara_jax[evaluate]")
     logging.getLogger("bm25s").setLevel(logging.WARNING)  # it asks for all of its debug messages
     return bm25s

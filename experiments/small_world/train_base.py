@@ -12,7 +12,7 @@ import dataclasses
 import random
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.serialization
 import jax
@@ -22,6 +22,7 @@ import numpy as np
 from clara_jax.data.tokenizer import ClaraTokenizer
 from experiments.small_world.base_data import Mix, draw_chats, mark_answers, pad_chats
 from experiments.small_world.base_model import (
+    Params,
     as_arrays,
     base_config,
     exact_match,
@@ -41,6 +42,7 @@ CHATS_PER_WORLD = 5_000
 MOST_TARGETS = 72  # answer tokens of a chat
 STREAM = 0.15  # the finished model's residual stream is scaled by: memories are then twelve times as large as words
 CHUNK = 10  # steps of one call of the compiled program
+CHECK_EVERY = 250  # steps
 # Name -> what the chats are, how many are drawn, and their longest in tokens.
 CHATS: dict[str, tuple[Mix, int, int]] = {
     "one": (Mix((1, 1), turns=4, formats=0.2), 60_000, 112),
@@ -105,53 +107,86 @@ def read_chats(folder: Path, name: str, tokenizer: ClaraTokenizer) -> np.ndarray
     return np.load(file)["arr_0"]
 
 
+class Progress(NamedTuple):
+    """How far the training has come: the phase, its steps taken, the parameters, the optimizer's state."""
+
+    phase: int
+    step: int
+    params: Params
+    state: Any
+
+
 def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> None:
-    """Run the curriculum and write the model folder."""
+    """Run the curriculum and write the model folder; progress is kept in `state_file`, and gone on from."""
     tokenizer = world_tokenizer(out)
     chats = {name: read_chats(chats_folder, name, tokenizer) for name in CHATS}
     dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
-    held_out = make_world(0, "test")
-    kept: dict[str, Any] = {"step": 0, "seconds": 0.0}
-    content = None if state_file is None or not state_file.exists() else state_file.read_bytes()
-    if content is not None:
-        found = flax.serialization.msgpack_restore(content)
-        kept = {name: found[name] for name in kept}
-    began, done = time.monotonic() - kept["seconds"], 0
-    params = init_params(make_decoder(_config(tokenizer, tied=False)), seed)
-    for number, phase in enumerate(CURRICULUM):
+    progress = _start(tokenizer, seed)
+    if state_file is not None and state_file.exists():
+        progress = _restored(progress, state_file.read_bytes())
+    began = time.monotonic()
+    for number in range(progress.phase, len(CURRICULUM)):
+        phase, progress = CURRICULUM[number], _entered(progress, number)
         config = _config(tokenizer, phase.tied)
-        decoder, exact = make_decoder(config, dtype), make_decoder(config)
-        if number == 0 or phase.tied:
-            params = tie_head(params) if phase.tied else params
-            optimizer = make_optimizer(params)
-            state = optimizer.init(params)
-        if content is not None and kept["step"] <= done + phase.steps:
-            restored = flax.serialization.from_bytes({"params": params, "state": state, **kept}, content)
-            params, state, content = restored["params"], restored["state"], None
-        rng = np.random.default_rng([seed, number])
-        for step in range(0, phase.steps, CHUNK):
-            name = phase.chats[step // CHUNK % len(phase.chats)]
-            rows = chats[name][rng.integers(0, len(chats[name]), CHUNK * phase.batch)]
-            done += CHUNK
-            if done <= kept["step"]:
-                continue
-            arrays = as_arrays(mark_answers(rows, tokenizer), MOST_TARGETS)
-            batches = tuple(x.reshape(CHUNK, phase.batch, *x.shape[1:]) for x in arrays)
-            params, state, loss = train_steps(decoder, optimizer, params, state, batches, _rate(phase, step))
-            if done % 250 == 0 or step + CHUNK >= phase.steps:
-                found = {
-                    name: exact_match(exact, params, tokenizer, held_out, mix, 128) for name, mix in CHECKS.items()
-                }
-                seconds = time.monotonic() - began
-                print(f"step {done} {seconds:.0f} s loss {loss:.4f} | {found}", flush=True)
-                save_model(out, params, config)
+        decoder, optimizer = make_decoder(config, dtype), make_optimizer(progress.params)
+        for step in range(progress.step, phase.steps, CHUNK):
+            batches = _batches(phase, step, chats, tokenizer, np.random.default_rng([seed, number, step]))
+            params, state, loss = train_steps(
+                decoder, optimizer, progress.params, progress.state, batches, _rate(phase, step)
+            )
+            progress = Progress(number, step + CHUNK, params, state)
+            if progress.step % CHECK_EVERY == 0 or progress.step >= phase.steps:
+                found = _check(config, params, tokenizer, 128)
+                took = f"{time.monotonic() - began:.0f} s"
+                print(f"phase {number + 1} step {progress.step} {took} loss {loss:.4f} | {found}", flush=True)
                 if state_file is not None:
-                    now = {"params": params, "state": state, "step": done, "seconds": seconds}
-                    state_file.write_bytes(flax.serialization.to_bytes(jax.device_get(now)))
-    params = scale_stream(params, STREAM)
+                    _keep(progress, state_file)
+    params, config = scale_stream(progress.params, STREAM), _config(tokenizer, CURRICULUM[-1].tied)
     save_model(out, params, config)
-    for name, mix in CHECKS.items():
-        print(f"{name}: exact match {exact_match(exact, params, tokenizer, held_out, mix, 1024):.4f}")
+    print(_check(config, params, tokenizer, 1024))
+
+
+def _start(tokenizer: ClaraTokenizer, seed: int) -> Progress:
+    params = init_params(make_decoder(_config(tokenizer, tied=False)), seed)
+    return Progress(0, 0, params, make_optimizer(params).init(params))
+
+
+def _entered(progress: Progress, number: int) -> Progress:
+    """The progress as phase `number` takes it over from the one before; a head that is tied needs a new optimizer."""
+    if number == progress.phase:
+        return progress
+    if CURRICULUM[number].tied == CURRICULUM[progress.phase].tied:
+        return progress._replace(phase=number, step=0)
+    params = tie_head(progress.params)
+    return Progress(number, 0, params, make_optimizer(params).init(params))
+
+
+def _restored(start: Progress, content: bytes) -> Progress:
+    for number in range(1, flax.serialization.msgpack_restore(content)["phase"] + 1):
+        start = _entered(start, number)
+    return flax.serialization.from_bytes(start, content)
+
+
+def _keep(progress: Progress, file: Path) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    partial.write_bytes(flax.serialization.to_bytes(jax.device_get(progress)))
+    partial.replace(file)
+
+
+def _batches(
+    phase: Phase, step: int, chats: dict[str, np.ndarray], tokenizer: ClaraTokenizer, rng: np.random.Generator
+) -> tuple[np.ndarray, ...]:
+    """The batches of the phase's next `CHUNK` steps, stacked."""
+    of_chunk = chats[phase.chats[step // CHUNK % len(phase.chats)]]
+    rows = of_chunk[rng.integers(0, len(of_chunk), CHUNK * phase.batch)]
+    arrays = as_arrays(mark_answers(rows, tokenizer), MOST_TARGETS)
+    return tuple(x.reshape(CHUNK, phase.batch, *x.shape[1:]) for x in arrays)
+
+
+def _check(config: dict[str, Any], params: Params, tokenizer: ClaraTokenizer, count: int) -> dict[str, float]:
+    """Exact match in float32 on `count` questions of each sort, about names that no training chat has."""
+    decoder, held_out = make_decoder(config), make_world(0, "test")
+    return {name: exact_match(decoder, params, tokenizer, held_out, mix, count) for name, mix in CHECKS.items()}
 
 
 def _rate(phase: Phase, step: int) -> float:

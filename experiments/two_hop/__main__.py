@@ -1,4 +1,4 @@
-"""`python -m experiments.two_hop two_hop --runs DIR --out DIR`: two-hop questions before and after stage 3.
+"""`python -m experiments.two_hop --runs DIR --out DIR`: two-hop questions before and after stage 3.
 
 "What does the mayor of Limholm Wood work as?" needs the document that it names and a second one, which shares no word
 with it: the bridging document. Each variant is stage 3 of the quickstart on other questions, started from the stage-2
