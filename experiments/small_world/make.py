@@ -94,13 +94,13 @@ def random_fact(world: World, rng: random.Random) -> tuple[Entity, str]:
     return entity, rng.choice(list(entity.facts))
 
 
-# File name -> what writes it, and for what share of the counts asked for (train, test).
-WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], tuple[float, float]]] = {
-    "single": (single_rows, (20.0, 1.0)),
-    "compression": (compression_rows, (1.0, 1.0)),
-    "instruction": (instruction_rows, (1.0, 1.0)),
-    "end_to_end": (end_to_end_rows, (15.0, 1.0)),
-    "two_hop": (two_hop_rows, (0.25, 0.25)),
+# File name -> what writes it, and how many rows for each that is asked for, by split.
+WRITERS: dict[str, tuple[Callable[[World, int, random.Random], Iterator[Row]], dict[str, float]]] = {
+    "single": (single_rows, {"train": 20.0, "test": 1.0}),
+    "compression": (compression_rows, {"train": 1.0, "test": 1.0}),
+    "instruction": (instruction_rows, {"train": 1.0, "test": 1.0}),
+    "end_to_end": (end_to_end_rows, {"train": 15.0, "test": 1.0}),
+    "two_hop": (two_hop_rows, {"train": 0.25, "test": 0.25}),
 }
 
 
@@ -111,11 +111,11 @@ def write_world(folder: Path, seed: int, train: int, test: int) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     splits = (("train", train, [f"{seed} {number}" for number in range(TRAINING_WORLDS)]), ("test", test, [f"{seed}"]))
-    for share_of, (split, count, seeds) in enumerate(splits):
+    for split, count, seeds in splits:
         worlds = [make_world(of_world, split) for of_world in seeds]
         for name, (rows, shares) in WRITERS.items():
             rng = random.Random(f"{seed} {split} {name}")
-            of_each = math.ceil(shares[share_of] * count / len(worlds))
+            of_each = math.ceil(shares[split] * count / len(worlds))
             written = [row for world in worlds for row in rows(world, of_each, rng)]
             text = "".join(json.dumps(row) + "\n" for row in written)
             (folder / f"{name}_{split}.jsonl").write_text(text, encoding="utf-8")
