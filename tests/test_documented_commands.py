@@ -9,8 +9,9 @@ from clara_jax.curriculum import parse_curriculum
 from tests.conftest import ROOT
 
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# In the shell that unfolds a document's loops nothing can be run, and `python` prints what it was given.
-UNFOLD = "python() { printf '%s\\x1f' \"$@\"; printf '\\x1e'; }\n"
+# In the shell that unfolds a document's loops nothing can be run, and `python` prints, at once, what it was given.
+UNFOLD = r"""python() { local all; printf -v all '%s\x1f' "$@"; printf '%s\x1e' "$all"; }
+"""
 
 
 def python_commands(document, folder) -> list[list[str]]:
