@@ -11,7 +11,7 @@ from experiments.memories.__main__ import TABLES as of_memories
 from experiments.results import write_results
 from experiments.seeds.__main__ import run_seed
 from experiments.tables import STAGES
-from experiments.two_hop.__main__ import write_questions
+from experiments.two_hop.__main__ import of_the_right_kind, write_questions
 
 
 def write(folder, recall: float, seconds: float) -> None:
@@ -76,3 +76,11 @@ def test_the_bridging_document_is_the_one_that_has_the_answer(tmp_path):
         assert one["question"] == other["question"] and one["pos_index"] != other["pos_index"]
         assert other["answer"] in other["docs"][other["pos_index"][0]]
     assert len((tmp_path / "train.jsonl").read_text(encoding="utf-8").splitlines()) == 1000
+
+
+def test_chance_knows_the_kind_of_the_bridging_document_and_no_more():
+    """By it one tells a model that learned the second hop from one that learned which kind of thing is asked for."""
+    found = of_the_right_kind()
+    shares = [found[f"bridging, recall@{k}"] for k in (1, 3, 5)]
+    assert 10 < shares[0] < shares[1] < shares[2] <= 100  # ten candidates, more than one of a kind
+    assert found["named, recall@1"] < shares[0]  # it is seldom of that kind
