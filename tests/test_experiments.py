@@ -6,7 +6,6 @@ import json
 from clara_jax.curriculum import parse_curriculum
 from clara_jax.evaluation.systems import SYSTEMS
 from experiments.end_to_end.__main__ import TABLES as of_end_to_end
-from experiments.memories.__main__ import DOCUMENT_TOKENS
 from experiments.memories.__main__ import TABLES as of_memories
 from experiments.results import write_results
 from experiments.seeds.__main__ import run_seed
@@ -57,11 +56,6 @@ def test_every_variant_is_a_run_that_can_be_asked_for():
         arguments = [f"--{key}={value}" for key, value in overrides.items()]
         (run,) = parse_curriculum(["--config", str(STAGES / f"{stage}.yaml"), *arguments]).runs
         assert run.stage in (stage, overrides.get("stage"))
-
-
-def test_a_table_of_memories_is_of_the_sizes_that_it_names():
-    for name, variant in of_memories["compression"].items():
-        assert DOCUMENT_TOKENS // variant.both["model.compression_rate"] == int(name.split()[0])
 
 
 def test_the_bridging_document_is_the_one_that_has_the_answer(tmp_path):
