@@ -1,8 +1,8 @@
-"""Figures of variants and seeds: a CSV row for each, a Markdown table of means (least to most), a picture."""
+"""Figures of variants and seeds: a CSV row for each, a Markdown table of means (least to most), pictures."""
 
 import csv
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -27,6 +27,28 @@ def write_results(rows: Sequence[Row], out: Path, name: str) -> str:
     (out / f"{name}.md").write_text(table, encoding="utf-8")
     _draw(rows, variants, columns).savefig(out / f"{name}.png", dpi=120)
     return table
+
+
+def draw_curves(curves: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: Path, over: int) -> None:
+    """A panel for each figure, a line for each variant over the steps: `curves[figure][variant]` has a list a seed.
+
+    Lines are means of `over` steps and all seeds, in a shade from the least to the most of the seeds.
+    """
+    figure = Figure(figsize=(5 * len(curves), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False).flat
+    for axes, (name, variants) in zip(panels, curves.items(), strict=True):
+        for variant, seeds in variants.items():
+            means = [[statistics.mean(one[n : n + over]) for n in range(0, len(one), over)] for one in seeds]
+            steps = [min(n + over, len(seeds[0])) for n in range(0, len(seeds[0]), over)]
+            at_step = list(zip(*means, strict=True))
+            (line,) = axes.plot(steps, list(map(statistics.mean, at_step)), label=variant)
+            axes.fill_between(
+                steps, list(map(min, at_step)), list(map(max, at_step)), color=line.get_color(), alpha=0.12, lw=0
+            )
+        axes.set(title=name.replace("_", " "), xlabel="step")
+        axes.grid(alpha=0.3)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize="small")
+    figure.savefig(path, dpi=120)
 
 
 def in_one_line(row: Row) -> str:

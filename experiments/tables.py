@@ -1,10 +1,11 @@
 """The command line of experiments that run variants of the quickstart from several seeds, and tell them apart."""
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,23 @@ STAGE_2 = "2_instruction_tuning"  # a curriculum's model that has not been train
 Overrides = dict[str, object]  # key of a stage's configuration -> value
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table that is written: its name, the folder of its files, and each variant's run folders, one of each seed."""
+
+    name: str
+    out: Path
+    runs: Mapping[str, Sequence[Path]]
+
+
 def run_tables(
     description: str | None, tables: Mapping[str, Mapping[str, Any]], run: Callable[[Path, Any, Overrides], Row]
-) -> None:
+) -> Table:
     """Read the command line, run every variant of a table for every seed, write the figures.
 
-    The command line names the table where there are several.
-    `run` gets the folder of a variant's run (RUNS/seed_N/TABLE/VARIANT), the variant, and what all variants share; it
-    runs what has not been run, and gives the figures.
+    The command line names the table where there are several. `run` gets the folder of a variant's run
+    (RUNS/seed_N/TABLE/VARIANT), the variant, and what all variants share; it runs what has not been run, and gives the
+    figures.
     """
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if len(tables) == 1:
@@ -41,17 +51,24 @@ def run_tables(
     options = parser.parse_args()
     steps = {} if options.steps is None else {"steps": options.steps}
 
+    seeds, variants = range(options.seeds), tables[options.table]
+    folders = {
+        (seed, name): options.runs / f"seed_{seed}" / options.table / name.replace(" ", "_").replace(",", "")
+        for seed, name in itertools.product(seeds, variants)
+    }
+
     def figures(place: tuple[int, str]) -> Row:
         seed, name = place
-        run_dir = options.runs / f"seed_{seed}" / options.table / name.replace(" ", "_").replace(",", "")
-        found = run(run_dir, tables[options.table][name], {"seed": seed, **steps})
+        found = run(folders[place], variants[name], {"seed": seed, **steps})
         row: Row = {"variant": name, "seed": seed, **found}
         print(in_one_line(row), flush=True)
         return row
 
     with ThreadPoolExecutor(options.jobs) as pool:
-        rows = list(pool.map(figures, itertools.product(range(options.seeds), tables[options.table])))
+        rows = list(pool.map(figures, folders))
     print(write_results(rows, options.out, options.table), end="")
+    runs = {name: [folders[seed, name] for seed in seeds] for name in variants}
+    return Table(options.table, options.out, runs)
 
 
 def train(run_dir: Path, stage: str, overrides: Overrides) -> None:

@@ -7,7 +7,7 @@ from clara_jax.curriculum import parse_curriculum
 from clara_jax.evaluation.systems import SYSTEMS
 from experiments.end_to_end.__main__ import TABLES as of_end_to_end
 from experiments.memories.__main__ import TABLES as of_memories
-from experiments.results import write_results
+from experiments.results import draw_curves, write_results
 from experiments.seeds.__main__ import run_seed
 from experiments.tables import STAGES
 from experiments.two_hop.__main__ import of_the_right_kind, write_questions
@@ -78,3 +78,11 @@ def test_chance_knows_the_kind_of_the_bridging_document_and_no_more():
     shares = [found[f"bridging, recall@{k}"] for k in (1, 3, 5)]
     assert 10 < shares[0] < shares[1] < shares[2] <= 100  # ten candidates, more than one of a kind
     assert found["named, recall@1"] < shares[0]  # it is seldom of that kind
+
+
+def test_curves_of_runs_of_a_length_that_is_no_multiple_are_drawn(tmp_path):
+    """25 steps of a shortened run, ten a point: the last point is of five."""
+    rising = [float(step) for step in range(25)]
+    curves = {"loss": {"one": [rising, rising[::-1]], "other": [rising, rising]}, "gradient_norm": {"one": [rising]}}
+    draw_curves(curves, tmp_path / "curves.png", over=10)
+    assert (tmp_path / "curves.png").stat().st_size > 1000
