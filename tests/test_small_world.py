@@ -180,7 +180,7 @@ def test_a_training_chat_marks_exactly_the_answer():
 
 
 def test_an_interrupted_training_of_the_base_ends_in_the_same_weights(tmp_path, monkeypatch):
-    """On a CPU it takes most of a day, and on a lent GPU the time may end."""
+    """On a CPU it takes nine hours, and on a lent GPU the time may end."""
     monkeypatch.setattr(train_base, "CHATS", {n: (mix, 32, 240) for n, (mix, *_) in train_base.CHATS.items()})
     monkeypatch.setattr(train_base, "CHATS_PER_WORLD", 32)
     monkeypatch.setattr(train_base, "CHECKS", {"1 document": Mix((1, 1))})
