@@ -28,7 +28,8 @@ def require_package(name: str, use: str, pip: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name != name:  # installed, and lacks something itself
             raise
-        fail(f"{use} needs the package {name}, which is not installed", f"Run: pip install '{pip}'")
+        package = name.replace("_", "-")  # as pip writes it
+        fail(f"{use} needs the package {package}, which is not installed", f"Run: pip install '{pip}'")
 
 
 def run_command(main: Callable[[], None]) -> NoReturn:

@@ -34,10 +34,15 @@ def new_folder(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that it is the old one or the new one at any moment. Raises `OSError`."""
+    """`replace_bytes` of a text in UTF-8."""
+    replace_bytes(path, text.encode("utf-8"))
+
+
+def replace_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that it is the old one or the new one at any moment. Raises `OSError`."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

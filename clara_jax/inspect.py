@@ -9,7 +9,7 @@ import dataclasses
 import json
 from pathlib import Path
 
-from clara_jax.errors import fail, run_command
+from clara_jax.errors import fail, require_package, run_command
 from clara_jax.inspection import plane
 from clara_jax.inspection.lens import Lens, Position, logit_lens
 from clara_jax.training.runs import load_model
@@ -92,7 +92,7 @@ def _map(arguments: argparse.Namespace) -> None:
     out = arguments.out
     if out.suffix != ".png" or not out.parent.is_dir() or out.is_dir():
         fail(f"--out {out} is not a .png file in a folder that exists", "Name one")
-    plane.require_plotting()
+    require_package("matplotlib", "a map", "clara_jax[evaluate]")
     loaded = load_model(Path(arguments.model), arguments.base, arguments.dtype)
     means = plane.mean_states(loaded, arguments.corpus, arguments.documents)
     flat = plane.project(means, arguments.method, arguments.seed)

@@ -8,7 +8,7 @@ from clara_jax.errors import UserError, require_package
 
 
 def test_a_missing_package_is_named_with_what_brings_it():
-    with pytest.raises(UserError, match=r"^a map needs the package no_such_package,.*install 'clara_jax\[maps\]'"):
+    with pytest.raises(UserError, match=r"^a map needs the package no-such-package,.*install 'clara_jax\[maps\]'"):
         require_package("no_such_package", "a map", "clara_jax[maps]")
 
 

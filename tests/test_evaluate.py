@@ -71,7 +71,7 @@ def test_a_corpus_of_documents(run, tmp_path):
         (["--max_new_tokens=0"], "max_new_tokens is 0"),
         (["--data=nowhere.json"], "nowhere.json"),
         (["--model=nowhere"], "nowhere is neither a run directory"),
-        (["--dense=x"], "--dense x needs the package sentence_transformers"),
+        (["--dense=x"], "--dense x needs the package sentence-transformers"),
         (["--retriever=given", "--pool=all"], "own order"),
     ],
 )

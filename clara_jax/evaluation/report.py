@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara_jax.errors import require_package
 from clara_jax.evaluation.run import Evaluated, Intervals, Means
 from clara_jax.scoring.trec import escaped, write_qrels, write_run
 
@@ -172,11 +171,6 @@ def _plots(evaluated: Evaluated) -> list[tuple[str, str]]:
         figure.savefig(content, format="png", dpi=130)
         plots.append((title, base64.b64encode(content.getvalue()).decode()))
     return plots
-
-
-def require_plotting() -> None:
-    """Raise `UserError` where the package that draws plots is not installed."""
-    require_package("matplotlib", "the report", "clara_jax[evaluate]")
 
 
 def _write(path: Path, text: str) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from clara_jax.clara import Clara
 from clara_jax.corpus.documents import read_documents
-from clara_jax.errors import fail
+from clara_jax.errors import fail, require_package
 from clara_jax.evaluation import retrievers
 from clara_jax.evaluation.pool import Pool, choose, make_pool
-from clara_jax.evaluation.report import require_plotting, write_report
+from clara_jax.evaluation.report import write_report
 from clara_jax.evaluation.run import Evaluated, EvaluationSettings, evaluate
 from clara_jax.evaluation.systems import Decoding
 from clara_jax.scoring.bm25 import require_bm25s
@@ -46,7 +46,7 @@ class PreparedEvaluation:
 
 def prepare_evaluation(task: EvaluationTask) -> PreparedEvaluation:
     """Read questions and candidates. Raises `UserError` for all that can be seen to be wrong without a model."""
-    require_plotting()
+    require_package("matplotlib", "the report", "clara_jax[evaluate]")
     require_bm25s()
     questions = read_questions(Path(task.data))[: task.limit]
     corpus = None

@@ -23,7 +23,6 @@ from clara_jax.pretrained import Pretrained
 Method = Literal["pca", "tsne"]
 _FEWEST = 3
 _BATCH_TOKENS = 8192
-_EXTRA = "clara_jax[evaluate]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,17 +88,12 @@ def project(means: Means, method: Method, seed: int = 0) -> Plane:
         flat = centred @ axes[:2].T
         shares = np.square(scales) / max(float(np.square(scales).sum()), 1e-30)
         return Plane(flat[:count], flat[count:], (float(shares[0]), float(shares[1])))
-    require_package("sklearn", "--method tsne", _EXTRA)
+    require_package("sklearn", "--method tsne", "clara_jax[evaluate]")
     from sklearn.manifold import TSNE
 
     # t-SNE needs more points than its perplexity; 30 is its usual value.
     flat = TSNE(perplexity=min(30.0, (2 * count - 1) / 3), random_state=seed).fit_transform(points)
     return Plane(flat[:count], flat[count:], None)
-
-
-def require_plotting() -> None:
-    """Raise `UserError` where the package that draws the map is not installed."""
-    require_package("matplotlib", "a map", _EXTRA)
 
 
 def draw(plane: Plane, title: str, path: Path) -> None:

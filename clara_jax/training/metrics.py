@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from clara_jax.errors import fail
-from clara_jax.files import replace_text
+from clara_jax.files import replace_bytes
 from clara_jax.training.event_file import EventFile
 from clara_jax.training.progress import open_progress
 
@@ -102,7 +102,7 @@ def forget_after(path: Path, step: int) -> None:
     before = path.read_bytes()
     after = b"".join(line for line in before.splitlines(keepends=True) if _is_kept(line, step))
     if after != before:
-        replace_text(path, after.decode("utf-8"))
+        replace_bytes(path, after)
 
 
 def _is_kept(line: bytes, step: int) -> bool:

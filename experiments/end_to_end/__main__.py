@@ -47,8 +47,9 @@ def run_variant(run_dir: Path, overrides: Overrides, shared: Overrides) -> Row:
     """The figures of one variant of one seed."""
     start: Overrides = {"model.start_from": stage_2_of(run_dir), "log_every": 1}
     train(run_dir, "end_to_end", {**start, **EVALUATION, **shared, **overrides})
-    last = [line for line in _metrics(run_dir) if "evaluation/loss" in line][-1]
-    norms = _over_training(run_dir, "gradient_norm")
+    lines = _metrics(run_dir)
+    last = [line for line in lines if "evaluation/loss" in line][-1]
+    norms = _over_training(lines, "gradient_norm")
     return {
         **{name: per_cent(last.get(f"evaluation/{name}")) for name in ("recall@1", "recall@3", "em")},
         "gradient norm, median": statistics.median(norms),
@@ -60,15 +61,16 @@ def _metrics(run_dir: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def _over_training(run_dir: Path, name: str) -> list[float]:
-    return [line[name] for line in _metrics(run_dir) if name in line]
+def _over_training(lines: list[dict[str, Any]], name: str) -> list[float]:
+    return [line[name] for line in lines if name in line]
 
 
 def main() -> None:
     """Run, write the table, and draw the curves."""
     table = run_tables(__doc__, TABLES, run_variant)
+    metrics = {variant: list(map(_metrics, runs)) for variant, runs in table.runs.items()}
     curves = {
-        name: {variant: [_over_training(run, name) for run in runs] for variant, runs in table.runs.items()}
+        name: {variant: [_over_training(lines, name) for lines in seeds] for variant, seeds in metrics.items()}
         for name in CURVES
     }
     draw_curves(curves, table.out / f"{table.name}_curves.png", over=10)

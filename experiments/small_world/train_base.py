@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from clara_jax.data.tokenizer import ClaraTokenizer
+from clara_jax.files import replace_bytes
 from experiments.small_world.base_data import Mix, draw_chats, mark_answers, pad_chats
 from experiments.small_world.base_model import (
     Params,
@@ -36,7 +37,7 @@ from experiments.small_world.base_model import (
 )
 from experiments.small_world.relations import RELATIONS
 from experiments.small_world.tokenizer import build_tokenizer, save_tokenizer
-from experiments.small_world.world import make_world
+from experiments.small_world.world import World, make_world
 
 CHATS_PER_WORLD = 5_000
 MOST_TARGETS = 72  # answer tokens of a chat
@@ -121,6 +122,7 @@ def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> 
     tokenizer = world_tokenizer(out)
     chats = {name: read_chats(chats_folder, name, tokenizer) for name in CHATS}
     dtype = jnp.bfloat16 if jax.default_backend() == "gpu" else jnp.float32
+    held_out = make_world(0, "test")
     progress = _start(tokenizer, seed)
     if state_file is not None and state_file.exists():
         progress = _restored(progress, state_file.read_bytes())
@@ -136,14 +138,14 @@ def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> 
             )
             progress = Progress(number, step + CHUNK, params, state)
             if progress.step % CHECK_EVERY == 0 or progress.step >= phase.steps:
-                found = _check(config, params, tokenizer, 128)
+                found = _check(config, params, tokenizer, held_out, 128)
                 took = f"{time.monotonic() - began:.0f} s"
                 print(f"phase {number + 1} step {progress.step} {took} loss {loss:.4f} | {found}", flush=True)
                 if state_file is not None:
-                    _keep(progress, state_file)
+                    replace_bytes(state_file, flax.serialization.to_bytes(jax.device_get(progress)))
     params, config = scale_stream(progress.params, STREAM), _config(tokenizer, CURRICULUM[-1].tied)
     save_model(out, params, config)
-    print(_check(config, params, tokenizer, 1024))
+    print(_check(config, params, tokenizer, held_out, 1024))
 
 
 def _start(tokenizer: ClaraTokenizer, seed: int) -> Progress:
@@ -167,12 +169,6 @@ def _restored(start: Progress, content: bytes) -> Progress:
     return flax.serialization.from_bytes(start, content)
 
 
-def _keep(progress: Progress, file: Path) -> None:
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_bytes(flax.serialization.to_bytes(jax.device_get(progress)))
-    partial.replace(file)
-
-
 def _batches(
     phase: Phase, step: int, chats: dict[str, np.ndarray], tokenizer: ClaraTokenizer, rng: np.random.Generator
 ) -> tuple[np.ndarray, ...]:
@@ -183,9 +179,11 @@ def _batches(
     return tuple(x.reshape(CHUNK, phase.batch, *x.shape[1:]) for x in arrays)
 
 
-def _check(config: dict[str, Any], params: Params, tokenizer: ClaraTokenizer, count: int) -> dict[str, float]:
+def _check(
+    config: dict[str, Any], params: Params, tokenizer: ClaraTokenizer, held_out: World, count: int
+) -> dict[str, float]:
     """Exact match in float32 on `count` questions of each sort, about names that no training chat has."""
-    decoder, held_out = make_decoder(config), make_world(0, "test")
+    decoder = make_decoder(config)
     return {name: exact_match(decoder, params, tokenizer, held_out, mix, count) for name, mix in CHECKS.items()}
 
 

@@ -141,7 +141,7 @@ def test_a_dense_encoder_is_a_retriever(monkeypatch):
         def encode(self, texts, **_):
             return np.stack([[text.count(topic) for topic in TOPICS] for text in texts]).astype(np.float32)
 
-    with pytest.raises(UserError, match="--dense some/model needs the package sentence_transformers"):
+    with pytest.raises(UserError, match="--dense some/model needs the package sentence-transformers"):
         monkeypatch.setitem(__import__("sys").modules, "sentence_transformers", None)
         run(dense="some/model")
     monkeypatch.setattr(retrievers, "_sentence_transformer", lambda name: Encoder())
