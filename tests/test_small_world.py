@@ -18,6 +18,7 @@ from experiments.small_world import train_base
 from experiments.small_world.base_data import Mix, draw_chats, mark_answers, pad_chats
 from experiments.small_world.base_model import exact_match, make_decoder, scale_stream
 from experiments.small_world.make import TRAINING_WORLDS, WRITERS, write_world
+from experiments.small_world.recall import Recall
 from experiments.small_world.words import KINDS, name_pool
 from experiments.small_world.world import make_world
 
@@ -179,23 +180,60 @@ def test_a_training_chat_marks_exactly_the_answer():
         assert tokenizer.decode(tokens[targets].tolist()) == answer
 
 
+@pytest.mark.parametrize("key", [1, 2])
+def test_a_recall_row_asks_for_what_it_has_stated_and_for_nothing_else(key: int):
+    tokens, valid, columns, weights = Recall(pairs=6, key=key).draw(np.random.default_rng(0), 5, (3, 100))
+    assert valid.all() and weights.all() and tokens.min() >= 3 and tokens.max() < 100
+    for row, asked in zip(tokens.tolist(), columns.tolist(), strict=True):
+        first, second = (
+            [(tuple(half[i : i + key]), half[i + key]) for i in range(0, len(half), key + 1)]
+            for half in (row[: len(row) // 2], row[len(row) // 2 :])
+        )
+        assert sorted(first) == sorted(second) and first != second
+        assert len({of_pair for of_pair, _ in first}) == 6, "a key that stands for two words has no answer"
+        assert [row[column] for column in asked] == [word for _, word in second]
+
+
+def test_half_of_the_recalled_names_share_a_word_with_another():
+    """Were one word enough, lookalikes could not be told apart afterwards."""
+    tokens, *_ = Recall(pairs=6, key=2).draw(np.random.default_rng(0), 5, (3, 100))
+    for row in tokens.tolist():
+        firsts, seconds = row[0 : len(row) // 2 : 3], row[1 : len(row) // 2 : 3]
+        shared = [firsts.count(a) + seconds.count(b) > 2 for a, b in zip(firsts, seconds, strict=True)]
+        assert sum(shared) == 6
+
+
+def test_the_chats_of_like_length_are_trained_on_together(monkeypatch):
+    """Padding to the longest of all would double the training's time; cutting chats off would lose answers."""
+    monkeypatch.setattr(train_base, "CHUNK", 3)
+    tokenizer = ClaraTokenizer(QUICKSTART / "base", 1)
+    chats = pad_chats(draw_chats(make_world(0, "train"), Mix((1, 3)), 40, tokenizer, random.Random(0)), tokenizer, 240)
+    phase = train_base.Phase(("few",), 3, 8, 1e-3)
+    batches = list(train_base._batches(phase, 0, {"few": chats}, tokenizer, np.random.default_rng(0)))
+    widths = [tokens.shape[1] for tokens, *_ in batches]
+    assert len(set(widths)) > 1 and max(widths) < 240
+    for tokens, valid, columns, weights in batches:
+        ends = np.take_along_axis(tokens, np.where(weights, columns, 0), axis=1) == tokenizer.special.eos
+        assert ((ends & weights).sum(axis=1) == 1).all() and (valid.sum(axis=1) > tokens.shape[1] - 100).all()
+
+
 def test_an_interrupted_training_of_the_base_ends_in_the_same_weights(tmp_path, monkeypatch):
-    """On a CPU it takes nine hours, and on a lent GPU the time may end."""
+    """It takes an hour on a CPU."""
     monkeypatch.setattr(train_base, "CHATS", {n: (mix, 32, 240) for n, (mix, *_) in train_base.CHATS.items()})
     monkeypatch.setattr(train_base, "CHATS_PER_WORLD", 32)
     monkeypatch.setattr(train_base, "CHECKS", {"1 document": Mix((1, 1))})
     monkeypatch.setattr(train_base, "CHUNK", 2)
     monkeypatch.setattr(train_base, "CHECK_EVERY", 2)
     phases = (
-        train_base.Phase(("one", "few"), 4, 2, 3e-3, warm_up=4),
+        train_base.Phase(("names", "few"), 4, 2, 3e-3, warm_up=4),
         train_base.Phase(("end",), 4, 2, 2e-3, decay=0.5, tied=True),
     )
     monkeypatch.setattr(train_base, "CURRICULUM", phases)
     chats = tmp_path / "chats"
     train_base.train(tmp_path / "whole", chats, 0, None)
 
-    take, state = train_base.train_steps, tmp_path / "state"
-    for interrupted_at in (2, 1):  # between the phases, and within the second one
+    take, state = train_base.train_step, tmp_path / "state"
+    for interrupted_at in (4, 3):  # between the phases, and within the second one's second half
         calls = iter(range(interrupted_at))
 
         def take_some(*arguments, calls=calls):
@@ -203,10 +241,10 @@ def test_an_interrupted_training_of_the_base_ends_in_the_same_weights(tmp_path, 
                 raise KeyboardInterrupt
             return take(*arguments)
 
-        monkeypatch.setattr(train_base, "train_steps", take_some)
+        monkeypatch.setattr(train_base, "train_step", take_some)
         with pytest.raises(KeyboardInterrupt):
             train_base.train(tmp_path / "parts", chats, 0, state)
-    monkeypatch.setattr(train_base, "train_steps", take)
+    monkeypatch.setattr(train_base, "train_step", take)
     train_base.train(tmp_path / "parts", chats, 0, state)
     whole, parts = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts"))
     assert whole == parts

@@ -108,7 +108,7 @@ def scale_stream(params: Params, factor: float) -> Params:
 
 
 def make_optimizer(params: Params) -> optax.GradientTransformation:
-    """Muon for the stacked kernels and Adam for the rest, at a rate of 1, which `train_steps` multiplies."""
+    """Muon for the stacked kernels and Adam for the rest, at a rate of 1, which `train_step` multiplies."""
     stacked = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
     dimensions = jax.tree_util.tree_map_with_path(lambda path, _: stacked if path[-1].key == "kernel" else None, params)
     muon = optax.contrib.muon(1.0, consistent_rms=0.2, muon_weight_dimension_numbers=dimensions)
@@ -116,25 +116,19 @@ def make_optimizer(params: Params) -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "optimizer"), donate_argnames=("params", "state"))
-def train_steps(
+def train_step(
     decoder: Decoder,
     optimizer: optax.GradientTransformation,
     params: Params,
     state: Any,
-    batches: tuple[Array, ...],
+    batch: tuple[Array, ...],
     learning_rate: Array,
 ) -> tuple[Params, Any, Array]:
-    """An update of all parameters for each of the stacked batches: `(params, state, mean loss)`."""
-
-    def update(carry: tuple[Params, Any], batch: tuple[Array, ...]) -> tuple[tuple[Params, Any], Array]:
-        params, state = carry
-        loss, gradients = jax.value_and_grad(_loss, argnums=1)(decoder, params, batch)
-        updates, state = optimizer.update(gradients, state, params)
-        params = optax.apply_updates(params, jax.tree.map(lambda x: learning_rate * x, updates))
-        return (params, state), loss
-
-    (params, state), losses = jax.lax.scan(update, (params, state), batches)
-    return params, state, losses.mean()
+    """One update of all parameters: `(params, state, loss)`."""
+    loss, gradients = jax.value_and_grad(_loss, argnums=1)(decoder, params, batch)
+    updates, state = optimizer.update(gradients, state, params)
+    params = optax.apply_updates(params, jax.tree.map(lambda x: learning_rate * x, updates))
+    return params, state, loss
 
 
 def as_arrays(batch: TextBatch, most: int) -> tuple[np.ndarray, ...]:
@@ -143,7 +137,7 @@ def as_arrays(batch: TextBatch, most: int) -> tuple[np.ndarray, ...]:
     if counts.max() > most:
         raise ValueError(f"{counts.max()} answer tokens in a row, room for {most}")
     columns = np.argsort(~batch.targets, axis=1, kind="stable")[:, :most]
-    return batch.tokens, batch.valid, columns, np.arange(most)[None, :] < counts[:, None]
+    return batch.tokens, batch.valid, columns, np.arange(columns.shape[1]) < counts[:, None]
 
 
 def _loss(decoder: Decoder, params: Params, arrays: tuple[Array, ...]) -> Array:

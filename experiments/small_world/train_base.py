@@ -1,16 +1,17 @@
 """Train the tiny base from scratch: `python -m experiments.small_world.train_base --out DIR --chats FOLDER`.
 
-Chats are drawn first, once, into FOLDER (six minutes on one core). The curriculum asks about one document, then about
-one of several, until the model tells documents apart by name, then as the quickstart does; at the end the head is tied
-to the embedding, and embeddings are made smaller than memories (`scale_stream`). It prints the exact match on entities
-that were never met in training. On an NVIDIA GPU it computes in bfloat16, and takes minutes; with `--state FILE` it
-saves its progress there and goes on from it.
+Chats are drawn first, once, into FOLDER. The curriculum begins with recall of random words, which is what telling
+documents apart by name takes, then asks about one of a few documents, then as the quickstart does; at the end the head
+is tied to the embedding, and embeddings are made smaller than memories (`scale_stream`). It prints the exact match on
+entities that were never met in training. On an NVIDIA GPU it computes in bfloat16; with `--state FILE` it saves its
+progress there and goes on from it.
 """
 
 import argparse
 import dataclasses
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,8 +34,9 @@ from experiments.small_world.base_model import (
     save_model,
     scale_stream,
     tie_head,
-    train_steps,
+    train_step,
 )
+from experiments.small_world.recall import Recall
 from experiments.small_world.relations import RELATIONS
 from experiments.small_world.tokenizer import build_tokenizer, save_tokenizer
 from experiments.small_world.world import World, make_world
@@ -42,21 +44,22 @@ from experiments.small_world.world import World, make_world
 CHATS_PER_WORLD = 5_000
 MOST_TARGETS = 72  # answer tokens of a chat
 STREAM = 0.15  # the finished model's residual stream is scaled by: memories are then twelve times as large as words
-CHUNK = 10  # steps of one call of the compiled program
+CHUNK = 10  # steps whose chats are drawn together, and sorted by length into batches
+BUCKET = 32  # a batch is as long as its longest chat, rounded up to a multiple of this
 CHECK_EVERY = 250  # steps
+RECALL = {"words": Recall(pairs=12, key=1), "names": Recall(pairs=8, key=2)}
 # Name -> what the chats are, how many are drawn, and their longest in tokens.
 CHATS: dict[str, tuple[Mix, int, int]] = {
-    "one": (Mix((1, 1), turns=4, formats=0.2), 60_000, 112),
-    "few": (Mix((1, 3), turns=6, formats=0.1), 300_000, 208),
+    "few": (Mix((1, 3), turns=6, formats=0.1), 100_000, 208),
     "end": (Mix((1, 5), turns=3, formats=0.12, two_hop=0.25), 140_000, 240),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """Steps on some of the chats, chunk by chunk in turn; the rate falls to nothing over the last share `decay`."""
+    """Steps on some of the recall rows or chats, in turn; the rate falls to nothing over the last share `decay`."""
 
-    chats: tuple[str, ...]
+    data: tuple[str, ...]
     steps: int
     batch: int
     learning_rate: float
@@ -66,9 +69,10 @@ class Phase:
 
 
 CURRICULUM = (
-    Phase(("one",), 400, 96, 3e-3, warm_up=100),
-    Phase(("few",), 5_100, 96, 3e-3),
-    Phase(("end",), 10_870, 96, 3e-3, decay=0.7),
+    Phase(("words",), 700, 64, 3e-3, warm_up=100),
+    Phase(("names",), 300, 64, 3e-3),
+    Phase(("few",), 800, 32, 3e-3),
+    Phase(("end",), 4_000, 32, 3e-3, decay=0.7),
     Phase(("end", "few"), 400, 24, 2e-3, warm_up=30, decay=0.4, tied=True),
 )
 CHECKS = {
@@ -132,15 +136,18 @@ def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> 
         config = _config(tokenizer, phase.tied)
         decoder, optimizer = make_decoder(config, dtype), make_optimizer(progress.params)
         for step in range(progress.step, phase.steps, CHUNK):
-            batches = _batches(phase, step, chats, tokenizer, np.random.default_rng([seed, number, step]))
-            params, state, loss = train_steps(
-                decoder, optimizer, progress.params, progress.state, batches, _rate(phase, step)
-            )
-            progress = Progress(number, step + CHUNK, params, state)
+            rng = np.random.default_rng([seed, number, step])
+            losses = []
+            for i, batch in enumerate(_batches(phase, step, chats, tokenizer, rng)):
+                params, state, loss = train_step(
+                    decoder, optimizer, progress.params, progress.state, batch, _rate(phase, step + i)
+                )
+                progress = Progress(number, step + i + 1, params, state)
+                losses.append(loss)
             if progress.step % CHECK_EVERY == 0 or progress.step >= phase.steps:
-                found = _check(config, params, tokenizer, held_out, 128)
-                took = f"{time.monotonic() - began:.0f} s"
-                print(f"phase {number + 1} step {progress.step} {took} loss {loss:.4f} | {found}", flush=True)
+                found = _check(config, progress.params, tokenizer, held_out, 128)
+                took = f"{time.monotonic() - began:.0f} s loss {np.mean(losses):.4f}"
+                print(f"phase {number + 1} step {progress.step} {took} | {found}", flush=True)
                 if state_file is not None:
                     replace_bytes(state_file, flax.serialization.to_bytes(jax.device_get(progress)))
     params, config = scale_stream(progress.params, STREAM), _config(tokenizer, CURRICULUM[-1].tied)
@@ -171,12 +178,19 @@ def _restored(start: Progress, content: bytes) -> Progress:
 
 def _batches(
     phase: Phase, step: int, chats: dict[str, np.ndarray], tokenizer: ClaraTokenizer, rng: np.random.Generator
-) -> tuple[np.ndarray, ...]:
-    """The batches of the phase's next `CHUNK` steps, stacked."""
-    of_chunk = chats[phase.chats[step // CHUNK % len(phase.chats)]]
-    rows = of_chunk[rng.integers(0, len(of_chunk), CHUNK * phase.batch)]
-    arrays = as_arrays(mark_answers(rows, tokenizer), MOST_TARGETS)
-    return tuple(x.reshape(CHUNK, phase.batch, *x.shape[1:]) for x in arrays)
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """The batches of the phase's next `CHUNK` steps; chats of like length share one."""
+    name = phase.data[step // CHUNK % len(phase.data)]
+    if name in RECALL:
+        words = (tokenizer.special.eos + 1, tokenizer.special.first_memory)
+        for _ in range(CHUNK):
+            yield RECALL[name].draw(rng, phase.batch, words)
+        return
+    rows = chats[name][rng.integers(0, len(chats[name]), CHUNK * phase.batch)]
+    lengths = (rows != tokenizer.special.pad).sum(axis=1)
+    for of_batch in rng.permutation(np.argsort(lengths, kind="stable").reshape(CHUNK, phase.batch)):
+        longest = -(-int(lengths[of_batch].max()) // BUCKET) * BUCKET
+        yield as_arrays(mark_answers(rows[of_batch, :longest], tokenizer), MOST_TARGETS)
 
 
 def _check(
@@ -189,7 +203,7 @@ def _check(
 
 def _rate(phase: Phase, step: int) -> float:
     left = 1 - step / phase.steps
-    rising = min(1.0, (step + CHUNK) / phase.warm_up) if phase.warm_up else 1.0
+    rising = min(1.0, (step + 1) / phase.warm_up) if phase.warm_up else 1.0
     return phase.learning_rate * rising * (max(0.03, min(1.0, left / phase.decay)) if phase.decay else 1.0)
 
 
@@ -202,7 +216,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--chats", type=Path, required=True, help="folder of the drawn chats, 40 MB")
+    parser.add_argument("--chats", type=Path, required=True, help="folder of the drawn chats, 25 MB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="file to keep and resume the training's state in")
     args = parser.parse_args()
