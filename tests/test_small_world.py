@@ -182,7 +182,7 @@ def test_a_training_chat_marks_exactly_the_answer():
 
 @pytest.mark.parametrize("key", [1, 2])
 def test_a_recall_row_asks_for_what_it_has_stated_and_for_nothing_else(key: int):
-    tokens, valid, columns, weights = Recall(pairs=6, key=key).draw(np.random.default_rng(0), 5, (3, 100))
+    tokens, valid, columns, weights = Recall(pairs=6, key_length=key).draw(np.random.default_rng(0), 5, (3, 100))
     assert valid.all() and weights.all() and tokens.min() >= 3 and tokens.max() < 100
     for row, asked in zip(tokens.tolist(), columns.tolist(), strict=True):
         first, second = (
@@ -196,7 +196,7 @@ def test_a_recall_row_asks_for_what_it_has_stated_and_for_nothing_else(key: int)
 
 def test_half_of_the_recalled_names_share_a_word_with_another():
     """Were one word enough, lookalikes could not be told apart afterwards."""
-    tokens, *_ = Recall(pairs=6, key=2).draw(np.random.default_rng(0), 5, (3, 100))
+    tokens, *_ = Recall(pairs=6, key_length=2).draw(np.random.default_rng(0), 5, (3, 100))
     for row in tokens.tolist():
         firsts, seconds = row[0 : len(row) // 2 : 3], row[1 : len(row) // 2 : 3]
         shared = [firsts.count(a) + seconds.count(b) > 2 for a, b in zip(firsts, seconds, strict=True)]

@@ -47,7 +47,7 @@ STREAM = 0.15  # the finished model's residual stream is scaled by: memories are
 CHUNK = 10  # steps whose chats are drawn together, and sorted by length into batches
 BUCKET = 32  # a batch is as long as its longest chat, rounded up to a multiple of this
 CHECK_EVERY = 250  # steps
-RECALL = {"words": Recall(pairs=12, key=1), "names": Recall(pairs=8, key=2)}
+RECALL = {"words": Recall(pairs=12, key_length=1), "names": Recall(pairs=8, key_length=2)}
 # Name -> what the chats are, how many are drawn, and their longest in tokens.
 CHATS: dict[str, tuple[Mix, int, int]] = {
     "few": (Mix((1, 3), turns=6, formats=0.1), 100_000, 208),
