@@ -138,16 +138,15 @@ def train(out: Path, chats_folder: Path, seed: int, state_file: Path | None) -> 
         for step in range(progress.step, phase.steps, CHUNK):
             rng = np.random.default_rng([seed, number, step])
             losses = []
-            for i, batch in enumerate(_batches(phase, step, chats, tokenizer, rng)):
-                params, state, loss = train_step(
-                    decoder, optimizer, progress.params, progress.state, batch, _rate(phase, step + i)
-                )
-                progress = Progress(number, step + i + 1, params, state)
+            for batch in _batches(phase, step, chats, tokenizer, rng):
+                rate = _rate(phase, progress.step)
+                params, state, loss = train_step(decoder, optimizer, progress.params, progress.state, batch, rate)
+                progress = Progress(number, progress.step + 1, params, state)
                 losses.append(loss)
             if progress.step % CHECK_EVERY == 0 or progress.step >= phase.steps:
                 found = _check(config, progress.params, tokenizer, held_out, 128)
-                took = f"{time.monotonic() - began:.0f} s loss {np.mean(losses):.4f}"
-                print(f"phase {number + 1} step {progress.step} {took} | {found}", flush=True)
+                took, loss = time.monotonic() - began, np.mean(losses)
+                print(f"phase {number + 1} step {progress.step} {took:.0f} s loss {loss:.4f} | {found}", flush=True)
                 if state_file is not None:
                     replace_bytes(state_file, flax.serialization.to_bytes(jax.device_get(progress)))
     params, config = scale_stream(progress.params, STREAM), _config(tokenizer, CURRICULUM[-1].tied)
@@ -216,7 +215,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="model folder to write")
-    parser.add_argument("--chats", type=Path, required=True, help="folder of the drawn chats, 25 MB")
+    parser.add_argument("--chats", type=Path, required=True, help="folder of the drawn chats, 21 MB")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="file to keep and resume the training's state in")
     args = parser.parse_args()
